@@ -1,0 +1,27 @@
+from .active import ActiveChannels, mark
+from .base import SparseLayer
+from .channels import channel_shape, num_channels, read_channels, write_channels
+from .conv import SparseConv2d, SparseConv2dSame
+from .linear import SparseConv1D, SparseLinear
+from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
+
+
+__all__ = [
+    "SPARSE_LAYERS",
+    "ActiveChannels",
+    "SparseConv1D",
+    "SparseConv2d",
+    "SparseConv2dSame",
+    "SparseLayer",
+    "SparseLinear",
+    "channel_shape",
+    "make_plain",
+    "make_sparse",
+    "mark",
+    "num_channels",
+    "read_channels",
+    "register_sparse_layer",
+    "sparse_type",
+    "why_unsupported",
+    "write_channels",
+]

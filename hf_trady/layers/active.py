@@ -1,0 +1,141 @@
+"""The Parameters that hold the active channels of all layers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import SparseLayer
+from .channels import channel_shape, num_channels, read_channels, write_channels
+
+
+Selection = Mapping[str, Tensor]
+"""Layer name -> sorted indices of its active input channels, int64 `[n]` on the CPU."""
+
+
+class ActiveChannels(nn.Module):
+    """One flat Parameter of fixed length that holds the weight of every active channel.
+
+    Fixed length means that gradient, optimizer state and all-reduce never change shape, whatever is drawn. The values
+    here are the truth: `attach` copies them into the layers' weights before every forward and hands each layer a view
+    of its part, through which its gradient arrives here. A model whose layers differ in dtype or device has one such
+    Parameter for each kind.
+
+    Args:
+        layers: By name, the modules that share this name's weight (usually one).
+        groups: For each flat Parameter, the names of the layers that it serves, all of one dtype and device.
+        capacities: For each flat Parameter, its length in elements.
+        touched: Layer name -> bool `[C]`; a training forward marks the active channels here.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Sequence[SparseLayer]],
+        groups: Sequence[Sequence[str]],
+        capacities: Sequence[int],
+        touched: dict[str, Tensor],
+    ):
+        super().__init__()
+        self.layers = dict(layers)
+        self.groups = [list(names) for names in groups]
+        weights = [layers[names[0]][0].weight for names in groups]
+        self.flat = nn.ParameterList(
+            nn.Parameter(weight.new_zeros(length)) for weight, length in zip(weights, capacities, strict=True)
+        )
+        self.selection: dict[str, Tensor] = {}
+        self.touched = touched
+        self._marked = False
+
+    def numel(self) -> int:
+        """Elements allocated."""
+        return sum(parameter.numel() for parameter in self.flat)
+
+    def assign(self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False) -> None:
+        """Make `selection` the active channels; the values of those active until now stay in the layers' weights.
+
+        Args:
+            selection: The channels to train from now on.
+            optimizer: The optimizer that steps the flat Parameters; its state of channels that are no longer active
+                is dropped.
+            carry: Keep its state of channels that stay active, instead of starting them from nothing.
+        """
+        self.write_back()
+        before, self.selection = self.selection, {name: index for name, index in selection.items() if len(index)}
+        for name, modules in self.layers.items():
+            for module in modules:
+                module.active_index, module.active_view = self.selection.get(name), None
+        self._marked = False
+        for names, parameter in zip(self.groups, self.flat, strict=True):
+            parameter.grad = None
+            if optimizer is not None:
+                if carry:
+                    self._carry_state(names, optimizer.state.get(parameter, {}), parameter.shape, before)
+                else:
+                    optimizer.state.pop(parameter, None)
+        self.load()
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Read the active channels from the layers' weights."""
+        for names, parameter in zip(self.groups, self.flat, strict=True):
+            parameter.zero_()
+            for name, part in self._split(names, parameter, self.selection):
+                part.copy_(read_channels(self.layers[name][0], self.selection[name]))
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Write the active channels into the layers' weights.
+
+        Always, rather than when the Parameter's version says that it changed: fused optimizers don't advance it.
+        """
+        for names, parameter in zip(self.groups, self.flat, strict=True):
+            for name, part in self._split(names, parameter, self.selection):
+                write_channels(self.layers[name][0], self.selection[name], part)
+
+    def attach(self) -> None:
+        """Prepare a forward: write the values back and, if gradients are on, hand each layer its view."""
+        self.write_back()
+        training = torch.is_grad_enabled()
+        if training and not self._marked:
+            self._mark_touched()
+        for names, parameter in zip(self.groups, self.flat, strict=True):
+            for name, part in self._split(names, parameter, self.selection):
+                for module in self.layers[name]:
+                    module.active_index = module.active_index.to(part.device)
+                    module.active_view = part if training else None
+
+    def _mark_touched(self) -> None:
+        for name, index in self.selection.items():
+            mask = torch.zeros(num_channels(self.layers[name][0]), dtype=torch.bool)
+            mask[index] = True
+            mark(self.touched, name, mask)
+        self._marked = True
+
+    def _split(self, names: Sequence[str], flat: Tensor, selection: Selection) -> Iterator[tuple[str, Tensor]]:
+        """Each layer's part of `flat`, a tensor of a flat Parameter's length, as a view `[n, *channel_shape]`."""
+        names = [name for name in names if name in selection]
+        shapes = [(len(selection[name]), *channel_shape(self.layers[name][0])) for name in names]
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        parts = flat.split([*sizes, flat.numel() - sum(sizes)])
+        for name, shape, part in zip(names, shapes, parts, strict=False):  # the last part is unused
+            yield name, part.view(shape)
+
+    @torch.no_grad()
+    def _carry_state(self, names: Sequence[str], state: dict, shape: torch.Size, before: Selection) -> None:
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape != shape:
+                continue
+            moved = torch.zeros_like(value)
+            old_parts = dict(self._split(names, value, before))
+            for name, new_part in self._split(names, moved, self.selection):
+                if name in old_parts:
+                    old, new = before[name], self.selection[name]
+                    place = torch.searchsorted(old, new).clamp(max=len(old) - 1)
+                    stays = old[place] == new
+                    new_part[stays] = old_parts[name][place[stays]]
+            state[key] = moved
+
+
+def mark(touched: dict[str, Tensor], name: str, mask: Tensor) -> None:
+    """Add `mask`, bool `[C]`, to the channels of layer `name` that training may have changed."""
+    touched[name] = touched[name] | mask if name in touched else mask

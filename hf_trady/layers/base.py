@@ -1,0 +1,55 @@
+"""What every sparse-backward layer is: an ordinary layer that can train a few of its input channels."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class SparseLayer:
+    """Mixin for a subclass of a torch layer whose backward keeps and computes only some input channels.
+
+    A layer is turned sparse by assigning its `__class__` (see `registry.py`), so its Parameters, state-dict keys,
+    hooks and identity stay what they were. `num_channels`, `num_outputs`, `channel_view` and `unsupported` use only
+    the attributes of the plain layer, so they may be called on one: `SparseLinear.num_channels(linear)`.
+
+    Attributes:
+        channel_dim: Dimension of the input that enumerates input channels.
+        leading_dims: How many leading dimensions of `channel_view(weight)` enumerate input channels.
+        active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
+        active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
+            gradient, equal to the slice of `weight`. None outside a training forward.
+    """
+
+    channel_dim: ClassVar[int]
+    leading_dims: ClassVar[int]
+    active_index: Tensor | None = None
+    active_view: Tensor | None = None
+
+    def num_channels(self) -> int:
+        """Number of input channels (features)."""
+        raise NotImplementedError
+
+    def num_outputs(self) -> int:
+        """Number of output channels (features)."""
+        raise NotImplementedError
+
+    def channel_view(self, tensor: Tensor) -> Tensor:
+        """`tensor`, shaped like `weight`, as a view `[*leading, *channel_shape]` that shares its memory."""
+        raise NotImplementedError
+
+    def unsupported(self) -> str | None:
+        """Why this very layer can't be trained by channel, or None when it can."""
+        return None
+
+    def _cast(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """`(x, weight, bias, active_view)` as autocast would hand them to the plain operation."""
+        tensors = (x, self.weight, self.bias, self.active_view)
+        if not torch.is_autocast_enabled(x.device.type):
+            return tensors
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+    def __getstate__(self):
+        # A view with a graph can be neither copied nor pickled; the next forward sets it anew.
+        return {key: value for key, value in self.__dict__.items() if key != "active_view"}

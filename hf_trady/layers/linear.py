@@ -1,0 +1,83 @@
+"""Sparse backward for fully connected layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from .base import SparseLayer
+from .registry import register_sparse_layer
+
+
+class _LinearFunction(torch.autograd.Function):
+    """`x @ weight.T + bias` that saves, of x, only the active channels.
+
+    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, index `[n]`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, active, index):
+        ctx.save_for_backward(x.index_select(-1, index), weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        x_active, weight = ctx.saved_tensors
+        grad_x = grad_bias = grad_active = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_output @ weight
+        flat = grad_output.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            grad_bias = flat.sum(0)
+        if ctx.needs_input_grad[3]:
+            grad_active = x_active.flatten(0, -2).t() @ flat
+        return grad_x, None, grad_bias, grad_active, None
+
+
+class _SparseFullyConnected(SparseLayer):
+    channel_dim = -1
+    leading_dims = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        # With a frozen weight and no active channel, autograd's own linear saves nothing of x.
+        if self.active_view is None or not torch.is_grad_enabled():
+            return super().forward(x)
+        x, weight, bias, active = self._cast(x)
+        return _LinearFunction.apply(x, self._as_linear(weight), bias, active, self.active_index)
+
+    def _as_linear(self, weight: Tensor) -> Tensor:
+        """`weight` as a view of shape `[C', C]`."""
+        return weight
+
+
+@register_sparse_layer(nn.Linear)
+class SparseLinear(_SparseFullyConnected, nn.Linear):
+    """`nn.Linear` that trains some of its input features."""
+
+    def num_channels(self) -> int:
+        return self.in_features
+
+    def num_outputs(self) -> int:
+        return self.out_features
+
+    def channel_view(self, tensor: Tensor) -> Tensor:
+        return tensor.t()
+
+
+@register_sparse_layer(Conv1D)
+class SparseConv1D(_SparseFullyConnected, Conv1D):
+    """transformers' `Conv1D` (GPT-2's linear layer, weight `[in, out]`) that trains some of its input features."""
+
+    def num_channels(self) -> int:
+        return self.nx
+
+    def num_outputs(self) -> int:
+        return self.nf
+
+    def channel_view(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _as_linear(self, weight: Tensor) -> Tensor:
+        return weight.t()

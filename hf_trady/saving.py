@@ -1,0 +1,99 @@
+"""The file that holds what training has changed, and nothing else."""
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .files import atomic_path
+
+
+WEIGHTS_NAME = "trady_model.safetensors"
+_FORMAT_VERSION = "1"
+_INDEX, _VALUES, _TENSOR = "channels.index.", "channels.values.", "tensor."
+
+
+@dataclass
+class TrainedState:
+    """What training has changed in a base model.
+
+    Attributes:
+        channels: Layer name -> `(index, values)`: sorted input channels int64 `[n]` and their weight
+            `[n, *channel_shape]`.
+        tensors: State-dict key -> whole tensor (head, biases, changed buffers, layers that changed everywhere).
+        witnesses: Layer name -> `[channel, dtype, CRC-32]` of one channel that training left alone: tells whether a
+            base model has the weights that the run started from.
+    """
+
+    channels: dict[str, tuple[Tensor, Tensor]]
+    tensors: dict[str, Tensor]
+    witnesses: dict[str, list]
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of `tensor`."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def save_state(state: TrainedState, save_directory: str | os.PathLike) -> Path:
+    """Write `trady_model.safetensors` into `save_directory`, all of it or nothing; returns its path."""
+    tensors = {_TENSOR + key: value for key, value in state.tensors.items()}
+    for name, (index, values) in state.channels.items():
+        tensors[_INDEX + name] = index
+        tensors[_VALUES + name] = values
+    # safetensors refuses tensors that share memory (tied head and embedding): store each on its own.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    metadata = {
+        "format": "pt",
+        "trady_format": _FORMAT_VERSION,
+        "witnesses": json.dumps(state.witnesses),
+    }
+    path = Path(save_directory) / WEIGHTS_NAME
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return path
+
+
+def load_state(directory: str | os.PathLike) -> TrainedState:
+    """Read `trady_model.safetensors` from `directory`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the file is truncated, corrupt or not of this format.
+    """
+    path = Path(directory) / WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {WEIGHTS_NAME} in '{directory}'; give a directory written by save_pretrained")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("trady_format") != _FORMAT_VERSION:
+                raise ValueError(f"its trady_format is {metadata.get('trady_format')!r}, not {_FORMAT_VERSION!r}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return TrainedState(
+            channels={
+                key.removeprefix(_INDEX): (tensors[key], tensors[_VALUES + key.removeprefix(_INDEX)])
+                for key in tensors
+                if key.startswith(_INDEX)
+            },
+            tensors={key.removeprefix(_TENSOR): value for key, value in tensors.items() if key.startswith(_TENSOR)},
+            witnesses=_parse_witnesses(metadata["witnesses"]),
+        )
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"'{path}' is corrupt or not a saved TraDyModel ({type(error).__name__}: {error}); save the model again"
+        ) from None
+
+
+def _parse_witnesses(text: str) -> dict[str, list]:
+    witnesses = json.loads(text)
+    for name, (channel, dtype, value) in witnesses.items():
+        if [type(channel), type(dtype), type(value)] != [int, str, int]:
+            raise ValueError(f"its witness of '{name}' is malformed")
+    return witnesses

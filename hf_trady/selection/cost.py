@@ -1,0 +1,212 @@
+"""What it costs, in memory and compute, to update one input channel of each layer."""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import find_batch_size
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_map_only
+from transformers.utils import logging
+
+from ..layers import sparse_type, why_unsupported
+from ..matching import matches
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Costs of updating one input channel of a layer, for one sample.
+
+    Attributes:
+        name: Name of the layer; of the first one, where several share one weight.
+        channels: Number of input channels, C.
+        weight_per_channel: Elements of the channel's weight, `C' * D * D / groups` (eq. 3).
+        activation_per_channel: Elements of the channel's input, `H * W` or the number of tokens (eq. 4), summed over
+            the calls of the layer in one forward.
+        macs_per_channel: Multiply-accumulates to form the channel's weight gradient, `D * D * C' * H' * W' / groups`.
+    """
+
+    name: str
+    channels: int
+    weight_per_channel: int
+    activation_per_channel: int
+    macs_per_channel: int
+
+    @property
+    def space(self) -> int:
+        """Units (elements of weight gradient and saved activation) of one channel."""
+        return self.weight_per_channel + self.activation_per_channel
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """One `LayerCost` a layer, in the order in which the model holds them. All totals are for one sample."""
+
+    rows: tuple[LayerCost, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "_by_name", {row.name: row for row in self.rows})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[LayerCost]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> LayerCost:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    @property
+    def weight_units(self) -> int:
+        """Elements of all weights."""
+        return sum(row.channels * row.weight_per_channel for row in self.rows)
+
+    @property
+    def activation_units(self) -> int:
+        """Elements of all layer inputs."""
+        return sum(row.channels * row.activation_per_channel for row in self.rows)
+
+    @property
+    def total_units(self) -> int:
+        """Elements of all weights and all layer inputs: the budget of full fine-tuning."""
+        return self.weight_units + self.activation_units
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of all weight gradients."""
+        return sum(row.channels * row.macs_per_channel for row in self.rows)
+
+    def subset(self, names: Iterable[str]) -> "CostTable":
+        """The rows of the layers `names`, in this table's order."""
+        names = set(names)
+        return CostTable(tuple(row for row in self.rows if row.name in names))
+
+    def to_dict(self) -> dict:
+        """A JSON-serializable dict."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+
+def cost_table(
+    model: nn.Module, example_inputs: Any, exclude_modules: str | Iterable[str] | None = None
+) -> CostTable:
+    """Costs of every Linear, Conv2d and Conv1D layer of `model`, by eq. 3 and 4 of the paper.
+
+    Runs one forward on fake tensors: shapes only, no compute and no memory; `model` itself is not touched. Only a
+    model whose control flow depends on values (a mixture of experts, say) is run for real, once, without gradients.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, of any batch size. The
+            first tensor's first dimension is taken as the batch size.
+        exclude_modules: Layers to leave out: name suffixes or a regex, as in PEFT.
+
+    Returns:
+        The table, without layers that the forward never called (named in a warning). A layer called several times
+        counts its weight once and its input every time.
+
+    Example:
+        >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
+        >>> table.rows[0].weight_per_channel, table.rows[0].activation_per_channel
+        (72, 256)
+    """
+    args, kwargs = _as_call(example_inputs)
+    batch_size = find_batch_size(kwargs or args)
+    try:
+        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(fake_mode):
+            fake = copy.deepcopy(model)
+        to_fake = lambda tree: tree_map_only(torch.Tensor, fake_mode.from_tensor, tree)  # noqa: E731
+        with fake_mode:
+            calls = _record_calls(fake, to_fake(args), to_fake(kwargs), exclude_modules)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
+        calls = _record_calls(model, args, kwargs, exclude_modules)
+    rows = [_layer_cost(layer, batch_size) for layer in calls if layer.inputs]
+    idle = [layer.name for layer in calls if not layer.inputs]
+    if idle:
+        logger.warning(f"Left out of the costs, as the forward never calls them: {', '.join(idle)}.")
+    return CostTable(tuple(rows))
+
+
+@dataclass
+class _Calls:
+    """What one forward showed of the modules that share one weight: input elements and output elements, call by call."""
+
+    name: str
+    module: nn.Module
+    inputs: list[int]
+    outputs: list[int]
+
+
+def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Calls]:
+    by_weight: dict[int, _Calls] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if why_unsupported(module) or (exclude_modules is not None and matches(name, exclude_modules)):
+            continue
+        calls = by_weight.setdefault(id(module.weight), _Calls(name, module, [], []))
+
+        def record(module, args, kwargs, output, calls=calls):
+            x = args[0] if args else next(iter(kwargs.values()))
+            calls.inputs.append(x.numel())
+            calls.outputs.append(output.numel())
+
+        handles.append(module.register_forward_hook(record, with_kwargs=True))
+    try:
+        with _eval_mode(model), torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(by_weight.values())
+
+
+def _layer_cost(calls: _Calls, batch_size: int) -> LayerCost:
+    kind = sparse_type(calls.module)
+    channels = kind.num_channels(calls.module)
+    weight = calls.module.weight.numel() // channels
+    positions_out = sum(calls.outputs) // kind.num_outputs(calls.module)
+    return LayerCost(
+        name=calls.name,
+        channels=channels,
+        weight_per_channel=weight,
+        activation_per_channel=math.ceil(sum(calls.inputs) / channels / batch_size),
+        macs_per_channel=math.ceil(weight * positions_out / batch_size),
+    )
+
+
+def _as_call(example_inputs) -> tuple[tuple, dict]:
+    """Split example inputs into positional and keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@contextmanager
+def _eval_mode(model: nn.Module):
+    """Put every module in eval mode for the duration of the block."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,110 @@
+"""In which order channels are offered the budget: one small class a strategy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cost import CostTable
+
+
+@dataclass(frozen=True)
+class RandomStrategy:
+    """Uniformly random channels (Alg. 1 of the paper).
+
+    Attributes:
+        uses_ranking: Draw from the top-K layers of the ranking only, rather than from the whole network.
+        dynamic: Draw again for every epoch, rather than once.
+    """
+
+    uses_ranking: bool
+    dynamic: bool
+
+    def order(self, costs: CostTable, generator: torch.Generator) -> Tensor:
+        """A permutation of all channels of `costs`, int64 `[sum of channels]`.
+
+        Channels are numbered layer by layer, in the order of `costs`. They are taken in the returned order until the
+        budget is full.
+        """
+        return torch.randperm(sum(row.channels for row in costs), generator=generator)
+
+
+STRATEGIES: dict[str, RandomStrategy] = {
+    "trady": RandomStrategy(uses_ranking=True, dynamic=True),
+    "static_topk_random": RandomStrategy(uses_ranking=True, dynamic=False),
+    "dynamic_full_random": RandomStrategy(uses_ranking=False, dynamic=True),
+    "static_full_random": RandomStrategy(uses_ranking=False, dynamic=False),
+}
+
+
+def draw(strategy: RandomStrategy, costs: CostTable, budget: int, seed: int, epoch: int) -> dict[str, Tensor]:
+    """The channels to train in `epoch`: a pure function of its arguments, the same in every process.
+
+    Args:
+        strategy: Gives the order in which channels are offered the budget.
+        costs: The layers to draw from.
+        budget: Units (elements) that the channels may cost together.
+        seed: Seed of the run.
+        epoch: Number of the draw, from 0; a static strategy ignores it.
+
+    Returns:
+        Layer name -> sorted channel indices, int64 `[n]`, for every layer with at least one channel.
+
+    Raises:
+        ValueError: If not even the cheapest channel fits; the message states the smallest budget that works.
+    """
+    check_budget(costs, budget)
+    costs = affordable(costs, budget)
+    spaces = torch.tensor([row.space for row in costs]).repeat_interleave(_channel_counts(costs))
+    order = strategy.order(costs, _generator(seed, epoch if strategy.dynamic else 0))
+    chosen = order[spaces[order].cumsum(0) <= budget].sort().values
+    starts = [0, *_channel_counts(costs).cumsum(0).tolist()]
+    bounds = torch.searchsorted(chosen, torch.tensor(starts)).tolist()
+    parts = zip(costs, starts, bounds, bounds[1:], strict=False)
+    return {row.name: chosen[low:high] - start for row, start, low, high in parts if high > low}
+
+
+def check_budget(costs: CostTable, budget: int) -> None:
+    """Refuse a budget below the cheapest channel of `costs`.
+
+    Raises:
+        ValueError: The message states the smallest budget that works.
+    """
+    cheapest = min(costs, key=lambda row: row.space, default=None)
+    if cheapest is None:
+        raise ValueError("there is no layer to draw channels from; check target_modules and exclude_modules")
+    if cheapest.space > budget:
+        raise ValueError(
+            f"memory_budget of {budget:,} units is below the cheapest channel; the smallest that works is "
+            f"{cheapest.space:,} units (a channel of '{cheapest.name}')"
+        )
+
+
+def affordable(costs: CostTable, budget: int) -> CostTable:
+    """The layers one channel of which fits into `budget` units."""
+    return costs.subset(row.name for row in costs if row.space <= budget)
+
+
+def max_weight_units(costs: CostTable, budget: int, names: set[str] | None = None) -> int:
+    """Most weight elements that any draw within `budget` units can hold in the layers `names` (None: all).
+
+    The bound of the fractional knapsack: fill the budget with the channels that have the largest share of weight.
+    """
+    units = 0.0
+    rows = [row for row in affordable(costs, budget) if names is None or row.name in names]
+    for row in sorted(rows, key=lambda row: row.weight_per_channel / row.space, reverse=True):
+        taken = min(row.channels, budget / row.space)
+        units += taken * row.weight_per_channel
+        budget -= taken * row.space
+    return int(units)
+
+
+def _channel_counts(costs: CostTable) -> Tensor:
+    return torch.tensor([row.channels for row in costs])
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """A CPU generator of its own for each (seed, epoch), apart from the global one."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -1,0 +1,100 @@
+"""Which modules of a model train whole, which may train by channel, and which are refused."""
+
+from torch import nn
+
+from .layers import SPARSE_LAYERS, why_unsupported
+from .matching import matches
+
+
+# What transformers calls the heads of its classification and question-answering models.
+HEAD_NAMES = ("classifier", "score", "qa_outputs")
+
+
+def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]:
+    """Names of the modules that train whole, outside the budget.
+
+    Args:
+        model: The base model.
+        modules_to_save: Name suffixes; None takes the classifier that a timm model names, or else the direct children
+            that transformers would call a head. A causal language model then has none.
+
+    Raises:
+        ValueError: If a suffix matches nothing.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    if modules_to_save is None:
+        heads = _timm_classifiers(model) or [name for name, _ in model.named_children() if name in HEAD_NAMES]
+        heads = [name for name in heads if next(model.get_submodule(name).parameters(), None) is not None]
+    else:
+        _refuse_idle("modules_to_save", modules_to_save, names, model)
+        heads = [name for name in names if matches(name, modules_to_save)]
+    return [name for name in heads if not _is_inside(name, set(heads) - {name})]
+
+
+def find_layers(model: nn.Module, heads: list[str], exclude_modules: list[str] | str | None) -> dict[str, list]:
+    """All layers that can train by channel, outside `heads`: name -> the modules that share its weight.
+
+    The output embedding of a language model is left out, like anything that `exclude_modules` names.
+
+    Raises:
+        ValueError: If `exclude_modules` matches nothing.
+    """
+    if exclude_modules is not None:
+        _refuse_idle("exclude_modules", exclude_modules, [name for name, _ in model.named_modules()], model)
+    output_layer = getattr(model, "get_output_embeddings", lambda: None)()
+    by_weight: dict[int, tuple[str, list]] = {}
+    for name, module in model.named_modules():
+        excluded = exclude_modules is not None and matches(name, exclude_modules)
+        if excluded or module is output_layer or _is_inside(name, heads) or why_unsupported(module):
+            continue
+        by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
+    return dict(by_weight.values())
+
+
+def select_targets(
+    model: nn.Module, layers: dict[str, list], heads: list[str], target_modules: list[str] | str
+) -> list[str]:
+    """Names of the layers that `target_modules` names ('all': every one in `layers`).
+
+    Raises:
+        ValueError: If it names nothing, or a layer that can't train by channel.
+    """
+    names = set(layers)
+    if target_modules != "all":
+        _refuse_idle("target_modules", target_modules, [name for name, _ in model.named_modules()], model)
+        for name, module in model.named_modules():
+            holds_weights = next(module.parameters(recurse=False), None) is not None
+            reason = why_unsupported(module) if holds_weights else None
+            if reason and matches(name, target_modules) and not _is_inside(name, heads):
+                raise ValueError(f"target_modules={target_modules!r}: '{name}' can't be trained by channel: {reason}")
+        names = {name for name in layers if matches(name, target_modules)}
+    if not names:
+        raise ValueError(
+            f"target_modules={target_modules!r} leaves no layer of {type(model).__name__} to train by channel; "
+            f"supported are {', '.join(sorted(cls.__name__ for cls in SPARSE_LAYERS))} outside the head"
+        )
+    return [name for name in layers if name in names]
+
+
+
+
+def _timm_classifiers(model: nn.Module) -> list[str]:
+    names = []
+    for prefix, module in model.named_modules():
+        config = getattr(module, "pretrained_cfg", None)
+        if isinstance(config, dict) and hasattr(module, "get_classifier"):
+            classifier = config.get("classifier") or []
+            classifier = [classifier] if isinstance(classifier, str) else list(classifier)
+            names += [f"{prefix}.{name}" if prefix else name for name in classifier]
+    return names
+
+
+def _is_inside(name: str, modules) -> bool:
+    """Whether module `name` is one of `modules` or lies inside one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _refuse_idle(field: str, pattern: list[str] | str, names: list[str], model: nn.Module) -> None:
+    for part in [pattern] if isinstance(pattern, str) else pattern:
+        if not any(matches(name, part if isinstance(pattern, str) else [part]) for name in names):
+            raise ValueError(f"{field}={pattern!r}: {part!r} matches no module of {type(model).__name__}")

@@ -1,0 +1,133 @@
+"""What training has changed in a base model: collecting it, checking that it fits another, putting it there."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .layers import channel_shape, mark, num_channels, read_channels, sparse_type, write_channels
+from .saving import TrainedState, checksum
+
+
+def buffer_checksums(model: nn.Module) -> dict[str, int]:
+    """Checksum of every buffer that a state dict of `model` holds."""
+    saved = model.state_dict().keys()
+    return {name: checksum(buffer) for name, buffer in model.named_buffers() if name in saved}
+
+
+def collect_state(
+    model: nn.Module,
+    layers: Mapping[str, Sequence[nn.Module]],
+    touched: Mapping[str, Tensor],
+    whole: Iterable[str],
+    buffer_sums: Mapping[str, int],
+) -> TrainedState:
+    """What training has changed in `model`, whose active channels have been written back.
+
+    Args:
+        model: The base model.
+        layers: Name -> modules of every layer that can train by channel.
+        touched: Layer name -> bool `[C]`, the channels that training may have changed.
+        whole: State-dict keys of the Parameters that train whole.
+        buffer_sums: What `buffer_checksums` gave before training.
+    """
+    tensors = model.state_dict()
+    changed = {name for name, value in buffer_checksums(model).items() if value != buffer_sums.get(name)}
+    state = TrainedState(channels={}, tensors={key: tensors[key] for key in sorted({*whole, *changed})}, witnesses={})
+    for name, (layer, *_) in layers.items():
+        mask = touched.get(name, torch.zeros(num_channels(layer), dtype=torch.bool))
+        index, frozen = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+        values = read_channels(layer, index)
+        if index.nbytes + values.nbytes >= layer.weight.nbytes:
+            state.tensors[f"{name}.weight"] = tensors[f"{name}.weight"]
+        elif len(index):
+            state.channels[name] = (index, values)
+        if len(frozen):
+            state.witnesses[name] = _witness(layer, int(frozen[0]))
+    return state
+
+
+def touch_changed(layers: Mapping[str, Sequence[nn.Module]], touched: dict[str, Tensor], state_dict: Mapping) -> None:
+    """Mark the channels in which `state_dict` differs from the weights that it is about to replace."""
+    for name, (layer, *_) in layers.items():
+        new = state_dict.get(f"{name}.weight")
+        if new is not None and new.shape == layer.weight.shape:
+            kind = sparse_type(layer)
+            differs = kind.channel_view(layer, new.to(layer.weight.device) != layer.weight)
+            mark(touched, name, differs.flatten(kind.leading_dims).any(-1).flatten().cpu())
+
+
+def mark_touched(touched: dict[str, Tensor], layers: Mapping[str, Sequence[nn.Module]], state: TrainedState) -> None:
+    """Mark the channels that `state` holds."""
+    for name, (layer, *_) in layers.items():
+        if f"{name}.weight" in state.tensors:
+            mark(touched, name, torch.ones(num_channels(layer), dtype=torch.bool))
+        elif name in state.channels:
+            mask = torch.zeros(num_channels(layer), dtype=torch.bool)
+            mask[state.channels[name][0]] = True
+            mark(touched, name, mask)
+
+
+def is_covered(touched: Mapping[str, Tensor], state: TrainedState) -> bool:
+    """Whether `state` holds every channel of `touched`."""
+    for name, mask in touched.items():
+        left = mask.clone()
+        if name in state.channels:
+            left[state.channels[name][0]] = False
+        if left.any() and f"{name}.weight" not in state.tensors:
+            return False
+    return True
+
+
+def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
+    """Refuse a base model, plain or wrapped, other than the one that `state` was trained from.
+
+    Raises:
+        ValueError: Names the first thing that doesn't fit.
+    """
+    tensors, modules = model.state_dict(), dict(model.named_modules())
+    for key, value in state.tensors.items():
+        if key not in tensors:
+            raise _misfit(f"it has no '{key}'")
+        if tensors[key].shape != value.shape:
+            raise _misfit(f"'{key}' has shape {list(tensors[key].shape)} there and {list(value.shape)} here")
+    for name, (index, values) in state.channels.items():
+        layer = modules.get(name)
+        if layer is None or sparse_type(layer) is None:
+            raise _misfit(f"it has no layer '{name}'")
+        _refuse_bad_index(name, index, num_channels(layer))
+        shape = [len(index), *channel_shape(layer)]
+        if list(values.shape) != shape:
+            raise _misfit(f"the channels of '{name}' have shape {shape} there and {list(values.shape)} here")
+    for name, (channel, dtype, expected) in state.witnesses.items():
+        layer = modules.get(name)
+        if layer is None or sparse_type(layer) is None or not 0 <= channel < num_channels(layer):
+            raise _misfit(f"it has no channel {channel} in a layer '{name}'")
+        # A base model that is loaded in another precision can't be told from a wrong one.
+        if dtype == str(layer.weight.dtype) and _witness(layer, channel)[-1] != expected:
+            raise _misfit(f"the frozen weights of '{name}' are not those that training started from")
+
+
+@torch.no_grad()
+def restore_state(model: nn.Module, state: TrainedState) -> None:
+    """Put `state` into `model`. Call `refuse_misfit` first."""
+    tensors, modules = model.state_dict(), dict(model.named_modules())
+    for key, value in state.tensors.items():
+        tensors[key].copy_(value)
+    for name, (index, values) in state.channels.items():
+        write_channels(modules[name], index, values.to(modules[name].weight.device))
+
+
+def _witness(layer: nn.Module, channel: int) -> list:
+    """Tells whether another layer has the same weight in `channel`: `[channel, dtype, checksum]`."""
+    return [channel, str(layer.weight.dtype), checksum(read_channels(layer, torch.tensor([channel])))]
+
+
+def _misfit(what: str) -> ValueError:
+    return ValueError(f"the base model is not the one that was fine-tuned: {what}")
+
+
+def _refuse_bad_index(name: str, index: Tensor, channels: int) -> None:
+    ascending = index.dim() == 1 and index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
+    if not ascending or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < channels):
+        raise ValueError(f"the saved channel indices of '{name}' are not distinct and within [0, {channels})")

@@ -1,0 +1,144 @@
+"""The Trainer that fine-tunes a TraDyModel."""
+
+import inspect
+import os
+import random
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
+
+from ..model import TraDyModel
+from ..saving import WEIGHTS_NAME
+from ..selection import RANKING_NAME, LayerRanking
+from .callback import TraDyCallback
+
+
+class TraDyTrainer(Trainer):
+    """[`~transformers.Trainer`] for a [`TraDyModel`]: prepares it, redraws channels, logs sparsity, saves and resumes.
+
+    Before the first step it learns the costs of channels from the first batch and, where the strategy needs a ranking
+    and has none, measures one. Checkpoints hold what [`TraDyModel.save_pretrained`] writes; with
+    `load_best_model_at_end` also the whole `model.safetensors`, to return to.
+
+    A base model that is not a transformers model is called with its inputs in the order of the batch, without the
+    labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
+
+    Args:
+        ranking_steps: Steps to measure the ranking for.
+        **kwargs: Those of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: If `model` is not a [`TraDyModel`].
+    """
+
+    def __init__(self, model: TraDyModel | None = None, *args, ranking_steps: int = 30, **kwargs):
+        if not isinstance(model, TraDyModel):
+            raise ValueError(f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)")
+        super().__init__(model, *args, **kwargs)
+        self.ranking_steps = ranking_steps
+        if self.args.label_names is None:
+            self.label_names = find_labels(type(model.base_model)) or ["labels"]
+        if not isinstance(model.base_model, PreTrainedModel):
+            self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
+        self.add_callback(TraDyCallback(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no checkpoint to resume from in '{self.args.output_dir}'")
+        self.prepare_model(resume_from_checkpoint or None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def prepare_model(self, checkpoint: str | os.PathLike | None = None) -> None:
+        """Give the model what it lacks to draw channels: costs, and a ranking (from `checkpoint` where there is one).
+
+        Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
+        """
+        model: TraDyModel = self.model
+        if model.is_ready:
+            return
+        with _kept_random_states():
+            dataloader = self.get_train_dataloader()
+            if model.costs is None:
+                batch = self._prepare_inputs(next(iter(dataloader)))
+                model.calibrate(self._call_inputs(batch)[0])
+            if model.is_ready:
+                return
+            if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file():
+                model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
+                return
+            model.train()
+            ranking = model.rank_layers(
+                dataloader,
+                num_steps=self.ranking_steps,
+                compute_loss=self._ranking_loss,
+                disable_tqdm=self.args.disable_tqdm or not self.is_local_process_zero(),
+            )
+            model.set_layer_ranking(broadcast_object_list([ranking])[0])  # every process ranked its own batches
+
+    def _ranking_loss(self, model: nn.Module, batch) -> torch.Tensor:
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            return self.compute_loss(self.model, self._prepare_inputs(batch))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a transformers model as [`~transformers.Trainer`] computes it; of any other see the class."""
+        base_model = self.accelerator.unwrap_model(model).base_model
+        if isinstance(base_model, PreTrainedModel):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        args, labels = self._call_inputs(inputs)
+        logits = model(*args)
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(logits, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _call_inputs(self, batch: Mapping):
+        """What the model is called with, and the labels."""
+        if isinstance(self.model.base_model, PreTrainedModel):
+            return batch, None
+        labels = [batch[name] for name in self.label_names if name in batch]
+        return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            parameters = inspect.signature(self.model.base_model.forward).parameters
+            self._signature_columns = [*parameters, *self.label_names, "label", "label_ids"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        output_dir = output_dir or self.args.output_dir
+        if self.args.load_best_model_at_end:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            super()._save(output_dir, state_dict={})  # everything but the weights
+            (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if (Path(resume_from_checkpoint) / WEIGHTS_NAME).is_file():
+            self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+@contextmanager
+def _kept_random_states():
+    """Undo what the block does to the random states of Python, numpy and torch's CPU generator."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
