@@ -4,9 +4,8 @@ from .config import TraDyConfig
 from .model import TraDyModel
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
 from .training import TraDyCallback, TraDyTrainer
+from .version import __version__
 
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "CostTable",
@@ -16,6 +15,7 @@ __all__ = [
     "TraDyConfig",
     "TraDyModel",
     "TraDyTrainer",
+    "__version__",
     "cost_table",
     "rank_layers",
 ]
