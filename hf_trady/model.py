@@ -193,7 +193,8 @@ class TraDyModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's format."""
         trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
     # ---- A module like the base model ---------------------------------------------------------------------------
 

@@ -76,8 +76,6 @@ def select_targets(
     return [name for name in layers if name in names]
 
 
-
-
 def _timm_classifiers(model: nn.Module) -> list[str]:
     names = []
     for prefix, module in model.named_modules():

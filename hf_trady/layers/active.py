@@ -50,7 +50,9 @@ class ActiveChannels(nn.Module):
         """Elements allocated."""
         return sum(parameter.numel() for parameter in self.flat)
 
-    def assign(self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False) -> None:
+    def assign(
+        self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False
+    ) -> None:
         """Make `selection` the active channels; the values of those active until now stay in the layers' weights.
 
         Args:

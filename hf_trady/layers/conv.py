@@ -18,7 +18,7 @@ class _Geometry:
     differ the input is padded beforehand.
     """
 
-    __slots__ = ("stride", "pads", "padding", "dilation", "groups")
+    __slots__ = ("dilation", "groups", "padding", "pads", "stride")
 
     def __init__(self, stride, pads, dilation, groups):
         left, right, top, bottom = pads

@@ -102,9 +102,7 @@ class CostTable:
         return {"rows": [asdict(row) for row in self.rows]}
 
 
-def cost_table(
-    model: nn.Module, example_inputs: Any, exclude_modules: str | Iterable[str] | None = None
-) -> CostTable:
+def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Iterable[str] | None = None) -> CostTable:
     """Costs of every Linear, Conv2d and Conv1D layer of `model`, by eq. 3 and 4 of the paper.
 
     Runs one forward on fake tensors: shapes only, no compute and no memory; `model` itself is not touched. Only a
@@ -146,7 +144,7 @@ def cost_table(
 
 @dataclass
 class _Calls:
-    """What one forward showed of the modules that share one weight: input elements and output elements, call by call."""
+    """What one forward showed of the modules that share one weight: input and output elements, call by call."""
 
     name: str
     module: nn.Module

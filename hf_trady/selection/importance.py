@@ -20,7 +20,7 @@ def channel_norms(layer: nn.Module, gradient: Tensor) -> Tensor:
 
 
 def rgn(norms: Tensor, cost: LayerCost) -> float:
-    """Reweighted gradient norm of a layer: the sum of its channel norms `[C]`, each over the channel's units (eq. 6)."""
+    """Reweighted gradient norm of a layer: the sum of its channel norms `[C]`, each over the channel's units."""
     return norms.sum().item() / cost.space
 
 

@@ -184,7 +184,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 @contextmanager
 def _gradient_run(model: nn.Module, layers: dict[str, nn.Module], learning_rate: float, measure: Callable):
-    """Let `layers` train; hand every gradient to `measure`, step and free it at once; restore everything at the end."""
+    """Let `layers` train; hand each gradient to `measure`, step and free it at once; restore everything at the end."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     name_of = {layer.weight: name for name, layer in layers.items()}
     trained = {parameter for parameter, requires in required.items() if requires} | set(name_of)

@@ -46,8 +46,15 @@ class SparsityReport:
 
     def logs(self) -> dict[str, float]:
         """What a Trainer logs of it, by the names it logs them under."""
-        names = "activation_sparsity weight_sparsity flops_saved units budget active_layers active_channels".split()
-        return {f"trady/{name}": getattr(self, name) for name in names}
+        return {
+            "trady/activation_sparsity": self.activation_sparsity,
+            "trady/weight_sparsity": self.weight_sparsity,
+            "trady/flops_saved": self.flops_saved,
+            "trady/units": self.units,
+            "trady/budget": self.budget,
+            "trady/active_layers": self.active_layers,
+            "trady/active_channels": self.active_channels,
+        }
 
     def __str__(self) -> str:
         return (

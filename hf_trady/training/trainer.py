@@ -42,7 +42,9 @@ class TraDyTrainer(Trainer):
 
     def __init__(self, model: TraDyModel | None = None, *args, ranking_steps: int = 30, **kwargs):
         if not isinstance(model, TraDyModel):
-            raise ValueError(f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)")
+            raise ValueError(
+                f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
+            )
         super().__init__(model, *args, **kwargs)
         self.ranking_steps = ranking_steps
         if self.args.label_names is None:
