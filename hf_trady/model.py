@@ -383,7 +383,7 @@ class TraDyModel(nn.Module):
 
     def _refuse_budget(self) -> None:
         """Refuse a budget or a ranking that doesn't fit."""
-        if self._channel_budget() < 1:
+        if self.biases and self._channel_budget() < 1:
             raise ValueError(
                 f"memory_budget of {self.budget:,} units does not even hold the {self._bias_units():,} biases of "
                 "train_bias=True; raise it or leave the biases frozen"
