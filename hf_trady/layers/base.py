@@ -48,8 +48,13 @@ class SparseLayer:
         if not torch.is_autocast_enabled(x.device.type):
             return tensors
         dtype = torch.get_autocast_dtype(x.device.type)
-        return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+        return tuple(tensor if _keeps_dtype(tensor) else tensor.to(dtype) for tensor in tensors)
 
     def __getstate__(self):
         # A view with a graph can be neither copied nor pickled; the next forward sets it anew.
         return {key: value for key, value in self.__dict__.items() if key != "active_view"}
+
+
+def _keeps_dtype(tensor: Tensor | None) -> bool:
+    """Whether autocast leaves `tensor` alone."""
+    return tensor is None or tensor.dtype == torch.float64

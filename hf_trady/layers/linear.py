@@ -28,11 +28,11 @@ class _LinearFunction(torch.autograd.Function):
         grad_x = grad_bias = grad_active = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_output @ weight
-        flat = grad_output.flatten(0, -2)
+        flat = grad_output.reshape(-1, grad_output.shape[-1])
         if ctx.needs_input_grad[2]:
             grad_bias = flat.sum(0)
         if ctx.needs_input_grad[3]:
-            grad_active = x_active.flatten(0, -2).t() @ flat
+            grad_active = x_active.reshape(-1, x_active.shape[-1]).t() @ flat
         return grad_x, None, grad_bias, grad_active, None
 
 
@@ -41,8 +41,9 @@ class _SparseFullyConnected(SparseLayer):
     leading_dims = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        # With a frozen weight and no active channel, autograd's own linear saves nothing of x.
-        if self.active_view is None or not torch.is_grad_enabled():
+        # With a frozen weight and no active channel, autograd's own linear saves nothing of x. A weight that trains
+        # whole (while layers are ranked) is left to autograd.
+        if self.active_view is None or self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(x)
         x, weight, bias, active = self._cast(x)
         return _LinearFunction.apply(x, self._as_linear(weight), bias, active, self.active_index)

@@ -37,6 +37,8 @@ def why_unsupported(module: nn.Module) -> str | None:
     kind = sparse_type(module)
     if kind is None:
         return f"{type(module).__name__} is not one of {', '.join(sorted(cls.__name__ for cls in SPARSE_LAYERS))}"
+    if "weight" not in module._parameters:
+        return "its weight is no Parameter of its own but computed from others"
     return kind.unsupported(module)
 
 

@@ -1,0 +1,138 @@
+"""The model of a run, and the transforms that turn its data into what it expects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from datasets import Dataset
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    default_data_collator,
+)
+
+from ..config import TraDyConfig
+from .data import Data
+
+
+@dataclass
+class ModelArguments:
+    """What to fine-tune."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "A timm architecture, or a transformers model by Hub id or local path."}
+    )
+    checkpoint_path: str | None = field(
+        default=None, metadata={"help": "Local weights for a timm architecture, instead of those on the Hub."}
+    )
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+
+
+@dataclass
+class Loaded:
+    """A model and its data, ready for a Trainer."""
+
+    model: PreTrainedModel
+    train_dataset: Dataset
+    eval_dataset: Dataset
+    data_collator: Callable
+    processing_class: Any
+
+
+def load_model(args: ModelArguments, config: TraDyConfig, data: Data) -> Loaded:
+    """The model that `args` names, with a head for the classes of `data`, and the transformed data.
+
+    Sets what `config` says of the base model: its name and its task.
+
+    Raises:
+        ValueError: If the model can't be loaded.
+    """
+    config.base_model_name_or_path = args.model_name_or_path
+    config.task_type = "IMAGE_CLS" if data.is_image else "SEQ_CLS"
+    names = {"id2label": dict(enumerate(data.labels)), "label2id": {name: i for i, name in enumerate(data.labels)}}
+    try:
+        if data.is_image:
+            model = _image_model(args, config, names)
+            return Loaded(model, *_image_datasets(args, model, data), default_data_collator, None)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            args.model_name_or_path, **_hub(args, config), num_labels=len(data.labels), **names
+        )
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **_hub(args, config))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"can't load model_name_or_path='{args.model_name_or_path}': {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Loaded(model, *_text_datasets(tokenizer, data), DataCollatorWithPadding(tokenizer), tokenizer)
+
+
+def _hub(args: ModelArguments, config: TraDyConfig) -> dict:
+    return {"revision": config.revision or "main", "token": args.token, "trust_remote_code": args.trust_remote_code}
+
+
+def _image_model(args: ModelArguments, config: TraDyConfig, names: dict) -> PreTrainedModel:
+    if not timm.is_model(args.model_name_or_path):
+        hub = _hub(args, config)
+        base_config = AutoConfig.from_pretrained(args.model_name_or_path, **hub, **names)
+        return AutoModelForImageClassification.from_pretrained(
+            args.model_name_or_path, config=base_config, ignore_mismatched_sizes=True, **hub
+        )
+    overlay = {"file": args.checkpoint_path} if args.checkpoint_path else None
+    network = timm.create_model(
+        args.model_name_or_path, pretrained=True, num_classes=len(names["id2label"]), pretrained_cfg_overlay=overlay
+    )
+    wrapper_config = TimmWrapperConfig(
+        architecture=args.model_name_or_path, pretrained_cfg=resolve_data_config({}, model=network), **names
+    )
+    model = TimmWrapperForImageClassification(wrapper_config)
+    model.timm_model.load_state_dict(network.state_dict())
+    return model
+
+
+def _image_datasets(args: ModelArguments, model: PreTrainedModel, data: Data) -> tuple[Dataset, Dataset]:
+    """The images, augmented lightly for training, resized and normalized as the model expects."""
+    if isinstance(model, TimmWrapperForImageClassification):
+        expected = model.config.pretrained_cfg
+        size = expected["input_size"][-1]
+        mean, std = expected["mean"], expected["std"]
+    else:
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, token=args.token)
+        size = processor.size.get("height") or processor.size["shortest_edge"]
+        mean = getattr(processor, "image_mean", None) or IMAGENET_DEFAULT_MEAN
+        std = getattr(processor, "image_std", None) or IMAGENET_DEFAULT_STD
+    common = {"input_size": data.args.image_size or size, "mean": mean, "std": std, "interpolation": "bicubic"}
+    train = create_transform(**common, is_training=True, scale=(0.35, 1.0), color_jitter=0.0)
+    evaluation = create_transform(**common, crop_pct=1.0)
+
+    def transformed(dataset: Dataset, transform) -> Dataset:
+        def apply(batch: dict) -> dict:
+            images = [transform(image.convert("RGB")) for image in batch[data.input_column]]
+            return {"pixel_values": images, "labels": batch[data.label_column]}
+
+        return dataset.select_columns([data.input_column, data.label_column]).with_transform(apply)
+
+    return transformed(data.train, train), transformed(data.eval, evaluation)
+
+
+def _text_datasets(tokenizer, data: Data) -> tuple[Dataset, Dataset]:
+    """The texts as tokens."""
+
+    def tokenize(batch: dict) -> dict:
+        tokens = tokenizer(batch[data.input_column], truncation=True, max_length=data.args.max_seq_length)
+        return {**tokens, "labels": batch[data.label_column]}
+
+    return tuple(
+        dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+        for dataset in (data.train, data.eval)
+    )

@@ -1,0 +1,113 @@
+"""Fine-tune a model on images or texts inside a memory budget.
+
+Takes a timm architecture, a transformers id or a local path; a Hub dataset, a local folder of images (one folder a
+class) or local CSV / JSON files of texts; the fields of TraDyConfig; and every TrainingArguments by its own name.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score
+from transformers import EvalPrediction, HfArgumentParser, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..config import TraDyConfig
+from ..model import TraDyModel
+from ..plots import plot_layer_updates
+from ..training import TraDyTrainer
+from ..training.progress import use_epoch_table
+from .data import DataArguments, load_data
+from .models import ModelArguments, load_model
+
+
+def _field(name: str, **default):
+    """A field with the help of TraDyConfig's field `name`."""
+    return field(metadata=TraDyConfig.__dataclass_fields__[name].metadata, **default)
+
+
+@dataclass
+class TraDyArguments(TraDyConfig):
+    """The fields of TraDyConfig, of the types that a command line can give them."""
+
+    memory_budget: str = _field("memory_budget", default="0.05")
+    target_modules: list[str] = _field("target_modules", default_factory=lambda: ["all"])
+    exclude_modules: list[str] | None = _field("exclude_modules", default=None)
+    resample_every: str = _field("resample_every", default="epoch")
+    seed: int = field(default=0, init=False)  # set from --seed of TrainingArguments
+
+    def __post_init__(self):
+        if self.target_modules == ["all"]:
+            self.target_modules = "all"
+        super().__post_init__()
+
+
+@dataclass
+class TrainArguments(TrainingArguments):
+    """TrainingArguments with the defaults of an interactive run: an evaluation and a log each epoch."""
+
+    output_dir: str = field(default="runs/trady", metadata={"help": "Where the run is written."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    report_to: str = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ..., or none."})
+
+
+def run(arguments: list[str]) -> int:
+    """Train, evaluate, save the model, its metrics and a picture of what was updated; returns the exit code."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, TraDyArguments, TrainArguments), prog="trady train")
+    model_args, data_args, config, training_args = parser.parse_args_into_dataclasses(arguments)
+    config.seed = training_args.seed
+    set_seed(training_args.seed)
+
+    data = load_data(data_args)
+    if data.is_image:
+        training_args.remove_unused_columns = False  # the image column is transformed as it is read
+    loaded = load_model(model_args, config, data)
+    model = TraDyModel(loaded.model, TraDyConfig.from_dict(config.to_dict()))
+    trainer = TraDyTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=loaded.train_dataset,
+        eval_dataset=loaded.eval_dataset,
+        data_collator=loaded.data_collator,
+        processing_class=loaded.processing_class,
+        compute_metrics=_metrics(data_args.metrics),
+    )
+    use_epoch_table(trainer)
+
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint in ("True", "true"):
+        checkpoint = get_last_checkpoint(training_args.output_dir)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics | model.report().to_dict())
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        output = Path(training_args.output_dir)
+        selections = [model.draw(epoch) for epoch in range(model.epoch + 1)]
+        plot_layer_updates(model.costs, selections, output / "layer_updates.png", title=model_args.model_name_or_path)
+        print(model.report())
+        model.print_trainable_parameters()
+        print(f"Written to {output}: the model, all_results.json, layer_updates.png")
+    return 0 if math.isfinite(metrics["eval_loss"]) else 1
+
+
+def _metrics(names: list[str]):
+    """A `compute_metrics` of accuracy and of the metrics of `evaluate` called `names`."""
+    loaded = [evaluate.load(name) for name in names]
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
+        values = {"accuracy": accuracy_score(labels, predicted)}
+        for metric in loaded:
+            values |= metric.compute(predictions=predicted, references=labels)
+        return values
+
+    return compute
