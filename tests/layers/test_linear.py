@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+import torch
+from against_autograd import (
+    active_channels,
+    check_against_autograd,
+    fill,
+    gradient_slice,
+    random_like,
+    recorded_saves,
+    saved_apart_from_weights,
+    sparse_copy,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def linear(channels, outputs, bias):
+    return nn.Linear(channels, outputs, bias=bias)
+
+
+def conv1d(channels, outputs, bias):
+    return Conv1D(outputs, channels)  # always has a bias
+
+
+@st.composite
+def cases(draw, dtype=torch.float64):
+    channels, outputs = draw(st.integers(1, 7)), draw(st.integers(1, 5))
+    layer = draw(st.sampled_from([linear, conv1d]))(channels, outputs, draw(st.booleans())).to(dtype)
+    seed = draw(st.integers(0, 1000))
+    leading = draw(st.lists(st.integers(0, 3), max_size=4))
+    x = random_like(torch.empty(*leading, channels, dtype=dtype), seed + 7)
+    return fill(layer, seed), x, draw(active_channels(channels))
+
+
+@given(cases())
+@settings(max_examples=150, deadline=None)
+def test_gradient_is_the_slice_of_the_full_one_and_only_the_slice_of_x_is_saved(case):
+    check_against_autograd(*case)
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None)
+def test_without_active_channels_nothing_of_x_is_saved(case):
+    layer, x, _ = case
+    check_against_autograd(layer, x, [])
+
+
+@given(cases(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_non_contiguous_inputs(case, data):
+    layer, x, index = case
+    assume(isinstance(layer, nn.Linear))  # transformers' Conv1D wants its input contiguous
+    order = data.draw(st.permutations(range(x.dim())))
+    moved = x.permute(order).contiguous().permute([order.index(dim) for dim in range(x.dim())])
+    check_against_autograd(layer, moved, index)
+
+
+@given(cases(torch.float32))
+@settings(max_examples=30, deadline=None)
+def test_autocast(case):
+    layer, x, index = case
+    sparse, full = sparse_copy(layer, index), copy.deepcopy(layer)
+    with torch.autocast("cpu", torch.bfloat16), recorded_saves() as saved:
+        output = sparse(x.requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = full(x)
+    assert output.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=5e-2)
+
+    slices = [t for t in saved if t.shape == (*x.shape[:-1], len(index)) and torch.equal(t, x[..., index].bfloat16())]
+    assert slices and all(t.dtype == torch.bfloat16 for t in slices)
+    cotangent = random_like(expected, 5)
+    output.backward(cotangent)
+    expected.backward(cotangent)
+    full_slice = gradient_slice(layer, full.weight.grad, index)
+    assert sparse.active_view.grad.dtype == torch.float32
+    torch.testing.assert_close(
+        sparse.active_view.grad, full_slice, rtol=3e-2, atol=3e-2 * (1 + full_slice.abs().max())
+    )
+
+
+def test_autocast_leaves_double_precision_alone():
+    layer, x = fill(nn.Linear(4, 3).double(), 0), torch.randn(2, 4, dtype=torch.float64)
+    sparse = sparse_copy(layer, [1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(sparse(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("make", [linear, conv1d])
+def test_without_gradients_the_plain_layer_runs(make, context):
+    layer, x = fill(make(6, 3, True), 0), torch.randn(2, 6)
+    sparse = sparse_copy(layer, [0, 5]).eval()
+    with torch.no_grad():
+        sparse.active_view.fill_(7)  # would show if it took part
+    with context(), recorded_saves() as saved:
+        output = sparse(x)
+    assert torch.equal(output, layer(x)) and not output.requires_grad and not saved
+
+
+def test_an_input_that_needs_no_gradient():
+    layer, x = fill(nn.Linear(6, 3).double(), 0), torch.randn(4, 6, dtype=torch.float64)
+    sparse = sparse_copy(layer, [2, 3])
+    with recorded_saves() as saved:
+        output = sparse(x)
+    output.square().sum().backward()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(sparse.active_view.grad, layer.weight.grad[:, 2:4].t())
+    assert [tuple(tensor.shape) for tensor in saved_apart_from_weights(saved, sparse)] == [(4, 2)]
+
+
+@pytest.mark.parametrize("make", [linear, conv1d])
+def test_a_weight_that_trains_whole_is_left_to_autograd(make):
+    layer, x = fill(make(6, 3, True), 0), torch.randn(4, 6)
+    sparse = sparse_copy(layer, [2, 3])
+    sparse.weight.requires_grad_(True)
+    sparse(x).square().sum().backward()
+    layer(x).square().sum().backward()
+    assert torch.equal(sparse.weight.grad, layer.weight.grad)
