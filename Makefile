@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint format benchmarks clean
+
+# Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
+demo: $(INSTALLED)
+	$(BIN)/python examples/solar_cells.py $(if $(QUICK),--quick) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The tests that take over 20 seconds each.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python benchmarks/overhead.py
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
