@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
-from .layers import ActiveChannels, make_plain, make_sparse
+from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse
 from .memory import parse_budget
 from .saving import load_state, save_state
 from .selection import (
@@ -75,7 +75,7 @@ class TraDyModel(nn.Module):
         layer_ranking: LayerRanking | None = None,
     ):
         super().__init__()
-        if any(isinstance(module, TraDyModel) for module in base_model.modules()):
+        if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
         if layer_ranking is None and config.layer_ranking is not None:
             layer_ranking = LayerRanking.from_pretrained(config.layer_ranking)
