@@ -113,23 +113,25 @@ def rank_layers(
     model: nn.Module,
     dataloader: Iterable,
     *,
-    num_steps: int = 30,
-    learning_rate: float = 0.01,
+    num_steps: int = 10,
+    learning_rate: float = 0.0,
     compute_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     costs: CostTable | None = None,
     exclude_modules: str | Iterable[str] | None = None,
     disable_tqdm: bool = False,
 ) -> LayerRanking:
-    """Rank the layers of `model` by their reweighted gradient norm over a short fine-tuning run on any task.
+    """Rank the layers of `model` by their reweighted gradient norm over a few batches of any task.
 
-    Runs plain SGD on the ranked layers and on whatever else of the model requires a gradient. Each weight gradient is
-    measured, applied and freed as soon as backward has formed it. At the end all parameters are what they were.
+    Each weight gradient is measured, applied and freed as soon as backward has formed it. At the end all parameters
+    are what they were.
 
     Args:
         model: Any module; batch-norms keep their statistics if they are in eval mode.
         dataloader: Yields batches, at least one; started again when it ends.
         num_steps: Steps to measure.
-        learning_rate: Of the run; 0 measures the gradients of the given weights.
+        learning_rate: 0 measures the gradients of the given weights. Otherwise plain SGD runs on the ranked layers and
+            on whatever else of the model requires a gradient, which takes a copy of these, and rarely changes the
+            order: on a MobileNetV2, 10 batches at 0 and 100 steps of training correlate by 0.93 (Spearman).
         compute_loss: `(model, batch) -> scalar loss`. By default the `loss` of a model called with the batch as
             keywords, or cross-entropy of `model(inputs)` for batches `(inputs, labels)`.
         costs: The layers to rank; by default all of `cost_table(model, first batch, exclude_modules)`.

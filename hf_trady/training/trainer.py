@@ -40,7 +40,7 @@ class TraDyTrainer(Trainer):
         ValueError: If `model` is not a [`TraDyModel`].
     """
 
-    def __init__(self, model: TraDyModel | None = None, *args, ranking_steps: int = 30, **kwargs):
+    def __init__(self, model: TraDyModel | None = None, *args, ranking_steps: int = 10, **kwargs):
         if not isinstance(model, TraDyModel):
             raise ValueError(
                 f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"

@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import BertForSequenceClassification, TimmWrapperForImageClassification
+
+from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.cli.main import main
+
+
+def results(output_dir) -> dict:
+    return json.loads((output_dir / "all_results.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["trady", "static_full_random"])
+def test_images_end_to_end(image_run, tmp_path, capsys, strategy):
+    output = tmp_path / "run"
+    assert main(["train", *image_run, "--output_dir", str(output), "--strategy", strategy]) == 0
+    values = results(output)
+    assert values["eval_accuracy"] > 0.8  # red against blue
+    assert values["units"] <= values["budget"]
+    assert 0.7 < values["activation_sparsity"] < 1
+    with Image.open(output / "layer_updates.png") as picture:
+        assert picture.format == "PNG"
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 10
+    assert "activation sparsity" in capsys.readouterr().out
+
+    config = TraDyConfig.from_pretrained(output)
+    assert (config.base_model_name_or_path, config.task_type) == ("test_efficientnet", "IMAGE_CLS")
+    weights = image_run[image_run.index("--checkpoint_path") + 1]
+    network = timm.create_model("test_efficientnet", checkpoint_path=weights)
+    network.reset_classifier(2)
+    base = TimmWrapperForImageClassification(TimmWrapperForImageClassification.config_class.from_pretrained(output))
+    base.timm_model.load_state_dict(network.state_dict())
+    tuned = TraDyModel.from_pretrained(output, base_model=base).eval()
+    red, blue = torch.full((1, 3, 32, 32), -1.0), torch.full((1, 3, 32, 32), -1.0)
+    red[:, 0], blue[:, 2] = 1, 1
+    logits = tuned(torch.cat([blue, red])).logits
+    assert [tuned.config.id2label[int(i)] for i in logits.argmax(-1)] == ["blue", "red"]
+
+
+def test_texts_end_to_end(text_run, tmp_path):
+    output = tmp_path / "run"
+    assert main(["train", *text_run, "--output_dir", str(output), "--resample_every", "3"]) == 0
+    assert results(output)["eval_accuracy"] > 0.8
+    base = BertForSequenceClassification.from_pretrained(text_run[1])
+    tuned = TraDyModel.from_pretrained(output, base_model=base)
+    assert set(tuned.touched) <= set(tuned.targets)
+    assert tuned.touched
+
+
+def test_resume_gives_the_same_model(text_run, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main(["train", *text_run, "--output_dir", str(straight)]) == 0
+    checkpoint = sorted(straight.glob("checkpoint-*"))[0]
+    assert main(["train", *text_run, "--output_dir", str(broken), "--resume_from_checkpoint", str(checkpoint)]) == 0
+    first, second = (load_file(path / "trady_model.safetensors") for path in (straight, broken))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory_budget", "1.5"], ["memory_budget", "1.5", "(0, 1]"]),
+        (["--memory_budget", "1"], ["memory_budget", "smallest"]),
+        (["--strategy", "lora"], ["strategy", "lora", "trady"]),
+        (["--target_modules", "nowhere"], ["target_modules", "nowhere"]),
+        (["--dataset_name", "/no/such/place.csv"], ["/no/such/place.csv"]),
+        (["--text_column_name", "body"], ["body", "text"]),
+        (["--layer_ranking", "/no/ranking.json"], ["/no/ranking.json"]),
+        (["--resume_from_checkpoint", "/no/checkpoint"], ["/no/checkpoint"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, arguments, words):
+    assert main(["train", *text_run, "--output_dir", str(tmp_path / "run"), *arguments]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("trady train: ")
+    assert all(word in line for word in words), line
+
+
+def test_help_and_version():
+    for arguments, word in [(["--help"], "train"), (["train", "--help"], "--memory_budget"), (["--version"], "trady")]:
+        output = subprocess.run(
+            [sys.executable, "-m", "hf_trady", *arguments], capture_output=True, text=True, check=True
+        )
+        assert word in output.stdout
+
+
+def test_unknown_verb_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["tune"])
+    assert exit_.value.code == 2
+    assert "tune" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_by_the_launcher(text_run, tmp_path):
+    output = tmp_path / "run"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    subprocess.run([*launch, "-m", "hf_trady", "train", *text_run, "--output_dir", str(output)], check=True)
+    assert results(output)["eval_accuracy"] > 0.8
