@@ -76,6 +76,11 @@ def load_state(directory: str | os.PathLike) -> TrainedState:
             if metadata.get("trady_format") != _FORMAT_VERSION:
                 raise ValueError(f"its trady_format is {metadata.get('trady_format')!r}, not {_FORMAT_VERSION!r}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        for key in tensors:
+            if not key.startswith((_INDEX, _VALUES, _TENSOR)):
+                raise ValueError(f"it holds an unknown '{key}'")
+            if key.startswith(_VALUES) and _INDEX + key.removeprefix(_VALUES) not in tensors:
+                raise ValueError(f"'{key}' has no indices")
         return TrainedState(
             channels={
                 key.removeprefix(_INDEX): (tensors[key], tensors[_VALUES + key.removeprefix(_INDEX)])

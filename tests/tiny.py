@@ -128,6 +128,11 @@ def wrap(net: nn.Module, example_inputs, budget: int | float = 0.3, **kwargs) ->
     return TraDyModel(net, TraDyConfig(memory_budget=budget, **kwargs), example_inputs)
 
 
+def inputs_of(batch):
+    """What a model is called with: a batch without its labels, unless they are keywords."""
+    return batch if isinstance(batch, dict) else batch[0]
+
+
 def loss_of(model: nn.Module, batch) -> Tensor:
     """The loss of a batch `(inputs, labels)` or of a dict of keywords."""
     if isinstance(batch, dict):
@@ -153,6 +158,11 @@ def train(model: TraDyModel, batch, epochs: int = 3, steps: int = 2, optimizer=N
     return losses
 
 
+def same_draw(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two draws hold the same channels."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def copy_of_state(model: nn.Module) -> dict[str, Tensor]:
     """A state dict that shares no memory with `model`."""
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -173,6 +183,15 @@ def anatomy(model: nn.Module) -> dict:
         "parameters": [(name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()],
         "buffers": [(name, id(b)) for name, b in model.named_buffers()],
     }
+
+
+# Maker and batch, by kind.
+MODELS = {
+    "conv": (conv_net, image_batch()),
+    "bert": (bert, token_batch()),
+    "gpt2": (gpt2, lm_batch()),
+    "timm": (timm_net, image_batch(size=32)),
+}
 
 
 def _hooks(module: nn.Module) -> list[str]:
