@@ -91,13 +91,14 @@ def max_weight_units(costs: CostTable, budget: int, names: set[str] | None = Non
 
     The bound of the fractional knapsack: fill the budget with the channels that have the largest share of weight.
     """
-    units = 0.0
+    units = 0
     rows = [row for row in affordable(costs, budget) if names is None or row.name in names]
     for row in sorted(rows, key=lambda row: row.weight_per_channel / row.space, reverse=True):
-        taken = min(row.channels, budget / row.space)
-        units += taken * row.weight_per_channel
-        budget -= taken * row.space
-    return int(units)
+        if row.channels * row.space > budget:
+            return units + budget * row.weight_per_channel // row.space
+        units += row.channels * row.weight_per_channel
+        budget -= row.channels * row.space
+    return units
 
 
 def _channel_counts(costs: CostTable) -> Tensor:

@@ -1,0 +1,197 @@
+import copy
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertConfig, BertModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_trady import CostTable, cost_table
+from hf_trady.selection import LayerCost
+
+
+PAPER = json.loads((Path(__file__).parents[1] / "data" / "mbv2_w035.json").read_text())
+EXCLUDED = ["classifier"]
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    """MobileNetV2-w0.35 as the paper has it: its last convolution is scaled too, which timm leaves at 1,280."""
+    network = timm.create_model("mobilenetv2_035")
+    network.conv_head, network.bn2 = nn.Conv2d(112, 448, 1, bias=False), nn.BatchNorm2d(448)
+    network.classifier = nn.Linear(448, 1000)
+    return network
+
+
+@pytest.fixture(scope="module")
+def table(mobilenet):
+    return cost_table(mobilenet, torch.zeros(1, 3, 128, 128), EXCLUDED)
+
+
+def test_every_row_is_the_papers(table):
+    rows = [[row.name, row.channels, row.weight_per_channel, row.activation_per_channel] for row in table]
+    assert rows == PAPER["layers"] and len(rows) == 52
+
+
+def test_totals_are_the_papers(table):
+    assert (table.weight_units, table.activation_units, table.total_units) == (288_864, 963_456, 1_252_320)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "total"), [("49kb", 28_282), ("73kb", 46_208), ("99kb", 66_592), ("123kb", 83_840), ("138kb", 93_696)]
+)
+def test_sparse_update_schemes_cost_what_the_paper_says(table, scheme, total):
+    chosen = [(table.rows[int(layer)], n) for layer, n in PAPER["schemes"][scheme]["channels"].items()]
+    assert sum(n * row.space for row, n in chosen) == PAPER["schemes"][scheme]["total"] == total
+    assert sum(n * row.weight_per_channel for row, n in chosen) == PAPER["schemes"][scheme]["weights"]
+    assert sum(n * row.activation_per_channel for row, n in chosen) == PAPER["schemes"][scheme]["activations"]
+
+
+def test_macs_are_those_of_the_weight_gradient(table):
+    stem, depthwise = table["conv_stem"], table["blocks.1.0.conv_dw"]
+    assert stem.macs_per_channel == 144 * 64 * 64 and depthwise.macs_per_channel == 9 * 32 * 32
+    assert table.total_macs == sum(row.channels * row.macs_per_channel for row in table)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_batch_size_does_not_matter(mobilenet, table, batch_size):
+    assert cost_table(mobilenet, torch.zeros(batch_size, 3, 128, 128), EXCLUDED) == table
+
+
+def test_bert_with_a_dict_of_inputs():
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    model = BertModel(BertConfig(vocab_size=50, **config))
+    inputs = {"input_ids": torch.ones(3, 16, dtype=torch.long), "attention_mask": torch.ones(3, 16, dtype=torch.long)}
+    rows = cost_table(model, inputs)
+    assert len(rows) == 2 * 6 + 1
+    for row in rows:
+        layer = model.get_submodule(row.name)
+        tokens = 1 if row.name == "pooler.dense" else 16
+        assert (row.channels, row.weight_per_channel) == (layer.in_features, layer.out_features)
+        assert (row.activation_per_channel, row.macs_per_channel) == (tokens, tokens * layer.out_features)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Conv2d(3, 4, 3), Conv1D(4, 6)
+
+    def forward(self, image, text):
+        return self.image(image).mean((2, 3)) + self.text(text).mean(1)
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, lambda pair: dict(zip(("image", "text"), pair, strict=True))])
+def test_several_inputs(wrap):
+    table = cost_table(TwoInputs(), wrap((torch.zeros(2, 3, 8, 7), torch.zeros(2, 5, 6))))
+    assert table.rows == (LayerCost("image", 3, 36, 56, 36 * 30), LayerCost("text", 6, 4, 5, 20))
+
+
+class Shared(nn.Module):
+    """One layer called three times; a second one shares the weight of a third; a fourth is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.often, self.tied, self.tied_too, self.idle = (nn.Linear(4, 4) for _ in range(4))
+        self.tied_too.weight = self.tied.weight
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.often(x)
+        return self.tied_too(self.tied(x)[:, :5])
+
+
+def test_a_weight_counts_once_and_its_input_at_every_call(caplog):
+    table = cost_table(Shared(), torch.zeros(2, 7, 4))
+    assert table.rows == (LayerCost("often", 4, 4, 21, 84), LayerCost("tied", 4, 4, 12, 48))
+    (message,) = caplog.messages
+    assert "idle" in message and "tied" not in message
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2)
+)
+@settings(max_examples=40, deadline=None)
+def test_conv_costs_by_the_formulas(batch, height, width, groups, kernel, padding):
+    conv = nn.Conv2d(2 * groups, 3 * groups, kernel, padding=padding, groups=groups, stride=2)
+    x = torch.zeros(batch, 2 * groups, height + 2, width + 2)
+    _, _, out_height, out_width = conv(x).shape
+    weight = 3 * kernel**2
+    row = LayerCost("0", 2 * groups, weight, (height + 2) * (width + 2), weight * out_height * out_width)
+    assert cost_table(nn.Sequential(conv), x).rows == (row,)
+
+
+@pytest.mark.parametrize(
+    "pattern", [["conv_pw", "blocks.0.0.conv_dw", "classifier"], r".*conv_pw|.*0\.0.*dw|classifier"]
+)
+def test_exclude_modules(mobilenet, table, pattern):
+    left = cost_table(mobilenet, torch.zeros(1, 3, 128, 128), pattern)
+    excluded = {row.name for row in table if row.name.endswith(".conv_pw")} | {"blocks.0.0.conv_dw"}
+    assert left == table.subset({row.name for row in table} - excluded) and len(left) == 52 - 17 - 1
+
+
+def test_the_model_and_the_random_states_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2))
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    state, hooks = copy.deepcopy(model.state_dict()), copy.deepcopy(model[0]._forward_hooks)
+    randoms = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    cost_table(model, torch.zeros(2, 3, 4, 4))
+    assert [module.training for module in model.modules()] == modes and model[0]._forward_hooks == hooks
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), randoms[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == randoms[1:]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_nothing_is_computed_or_allocated():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(100_000, 100_000), nn.ReLU(), nn.Linear(100_000, 10))  # 40 GB
+        table = cost_table(model, torch.empty(2, 7, 100_000))
+    assert table.weight_units == 100_000 * 100_010 and table.activation_units == 2 * 7 * 100_000
+
+
+def test_a_real_model_is_not_run():
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    table = cost_table(model, torch.empty(1, 64, 30_000, 1).expand(256, 64, 30_000, 30_000))  # 59 TB
+    assert table["0"].activation_per_channel == 30_000**2 and table["1"].activation_per_channel == 29_998**2
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positive, self.negative = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.dropout = nn.Dropout()
+        self.runs = []
+
+    def forward(self, x):
+        self.runs.append(torch.is_grad_enabled())
+        layer = self.positive if self.dropout(x).sum().item() > 0 else self.negative
+        return layer(x[x[:, 0] > 0])
+
+
+def test_control_flow_that_depends_on_values_falls_back_to_a_real_run(caplog):
+    model = Branches()
+    table = cost_table(model, torch.ones(2, 4))
+    assert table.rows == (LayerCost("positive", 4, 2, 1, 2),)
+    assert model.runs == [False] and model.training and model.dropout.training
+    assert "negative" in caplog.messages[-1]
+    assert not model.positive._forward_hooks
+    with pytest.raises(RuntimeError):  # and the real run, too, cleans up when it fails
+        cost_table(model, torch.ones(2, 3))
+    assert not model.positive._forward_hooks and model.dropout.training
+
+
+def test_table_access_and_json(table):
+    assert table["conv_head"].name == "conv_head" and "conv_head" in table and "classifier" not in table
+    with pytest.raises(KeyError):
+        table["classifier"]
+    assert list(table.subset(["conv_head", "conv_stem"])) == [table.rows[0], table.rows[-1]]
+    rows = json.loads(json.dumps(table.to_dict()))["rows"]
+    assert CostTable(tuple(LayerCost(**row) for row in rows)) == table
