@@ -234,6 +234,12 @@ class TraDyModel(nn.Module):
             self.active.load()
         return result
 
+    def _get_name(self) -> str:
+        return self.base_model._get_name()  # by this a Trainer tells a causal language model, whose labels it shifts
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_model!r})"
+
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)

@@ -123,10 +123,10 @@ def rank_layers(
     """Rank the layers of `model` by their reweighted gradient norm over a few batches of any task.
 
     Each weight gradient is measured, applied and freed as soon as backward has formed it. At the end all parameters
-    are what they were.
+    and buffers are what they were.
 
     Args:
-        model: Any module; batch-norms keep their statistics if they are in eval mode.
+        model: Any module.
         dataloader: Yields batches, at least one; started again when it ends.
         num_steps: Steps to measure.
         learning_rate: 0 measures the gradients of the given weights. Otherwise plain SGD runs on the ranked layers and
@@ -190,7 +190,8 @@ def _gradient_run(model: nn.Module, layers: dict[str, nn.Module], learning_rate:
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     name_of = {layer.weight: name for name, layer in layers.items()}
     trained = {parameter for parameter, requires in required.items() if requires} | set(name_of)
-    kept = {parameter: parameter.detach().clone() for parameter in trained} if learning_rate else {}
+    moving = {*(trained if learning_rate else ()), *model.buffers()}  # batch-norms in train mode move their statistics
+    kept = {tensor: tensor.detach().clone() for tensor in moving}
 
     @torch.no_grad()
     def step(parameter: Tensor) -> None:
@@ -209,8 +210,9 @@ def _gradient_run(model: nn.Module, layers: dict[str, nn.Module], learning_rate:
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for parameter, value in kept.items():
-                parameter.copy_(value)
+            for tensor, value in kept.items():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
         for parameter, requires in required.items():
             parameter.requires_grad_(requires)
             parameter.grad = None

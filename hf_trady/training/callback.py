@@ -1,8 +1,9 @@
 """The redraws of a TraDyModel, as a callback for any Trainer."""
 
+import inspect
 import math
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model import TraDyModel
 
@@ -22,12 +23,15 @@ class TraDyCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+        if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
+            trainer._signature_columns = signature_columns(trainer)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
             raise ValueError(f"TraDyCallback needs a TraDyModel, not a {type(self._model).__name__}")
-        # The optimizer has been restored by now, with the state of the channels that were active when it was saved.
-        self._model.resample(self._last_draw(state))
+        # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
+        # was saved. Otherwise it may hold that of an earlier run.
+        self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
         self._log()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -61,3 +65,9 @@ class TraDyCallback(TrainerCallback):
 
     def _log(self) -> None:
         self.trainer.log(self._model.report().logs())
+
+
+def signature_columns(trainer: Trainer) -> list[str]:
+    """The columns of a data set that the base model takes; a Trainer by itself would look at TraDyModel's forward."""
+    model = trainer.accelerator.unwrap_model(trainer.model).base_model
+    return [*inspect.signature(model.forward).parameters, *trainer.label_names, "label", "label_ids"]

@@ -1,6 +1,5 @@
 """The Trainer that fine-tunes a TraDyModel."""
 
-import inspect
 import os
 import random
 from collections.abc import Mapping
@@ -12,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
 
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
 from ..selection import RANKING_NAME, LayerRanking
-from .callback import TraDyCallback
+from .callback import TraDyCallback, signature_columns
 
 
 class TraDyTrainer(Trainer):
@@ -40,17 +39,32 @@ class TraDyTrainer(Trainer):
         ValueError: If `model` is not a [`TraDyModel`].
     """
 
-    def __init__(self, model: TraDyModel | None = None, *args, ranking_steps: int = 10, **kwargs):
+    def __init__(
+        self,
+        model: TraDyModel | None = None,
+        args: TrainingArguments | None = None,
+        *rest,
+        ranking_steps: int = 10,
+        **kwargs,
+    ):
         if not isinstance(model, TraDyModel):
             raise ValueError(
                 f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
             )
-        super().__init__(model, *args, **kwargs)
+        is_raw = not isinstance(model.base_model, PreTrainedModel)
+        smoothing = args.label_smoothing_factor if args is not None else 0.0
+        if is_raw and smoothing:
+            args.label_smoothing_factor = (
+                0.0  # a Trainer's own label smoother looks for the config of a transformers model
+            )
+        super().__init__(model, args, *rest, **kwargs)
+        self.args.label_smoothing_factor = smoothing
         self.ranking_steps = ranking_steps
         if self.args.label_names is None:
             self.label_names = find_labels(type(model.base_model)) or ["labels"]
-        if not isinstance(model.base_model, PreTrainedModel):
+        if is_raw:
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
+            self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
         self.add_callback(TraDyCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -113,14 +127,12 @@ class TraDyTrainer(Trainer):
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
 
     def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            parameters = inspect.signature(self.model.base_model.forward).parameters
-            self._signature_columns = [*parameters, *self.label_names, "label", "label_ids"]
+        self._signature_columns = signature_columns(self)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
-            super()._save(output_dir, state_dict)
+            super()._save(output_dir, _saveable(self.model.state_dict() if state_dict is None else state_dict))
         elif self.args.should_save:
             super()._save(output_dir, state_dict={})  # everything but the weights
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
@@ -132,6 +144,15 @@ class TraDyTrainer(Trainer):
             self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state_dict` as safetensors takes it: contiguous, and with a copy for each further name of a tied weight."""
+    seen = set()
+    return {
+        key: (value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value).contiguous()
+        for key, value in state_dict.items()
+    }
 
 
 @contextmanager

@@ -1,0 +1,308 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import Trainer, TrainerCallback
+
+from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
+from hf_trady.layers import read_channels
+from hf_trady.saving import WEIGHTS_NAME
+from hf_trady.selection import RANKING_NAME
+
+from ..tiny import ConvNet, Rows, bert, conv_net, copy_of_state, different_keys, gpt2, image_batch, lm_batch
+from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer
+
+
+LOGGED = (
+    "activation_sparsity",
+    "weight_sparsity",
+    "flops_saved",
+    "units",
+    "budget",
+    "active_layers",
+    "active_channels",
+)
+
+
+class Watch(TrainerCallback):
+    """Notes the draw, the optimizer step and the channels at every micro-batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def attach(self, trainer):
+        def note(module, args):
+            if module.training:
+                model = trainer.model
+                channels = {name: index.tolist() for name, index in model.active_channels().items()}
+                self.seen.append((trainer.state.global_step, model.epoch, channels))
+
+        trainer.model.register_forward_pre_hook(note)
+        return self
+
+
+def sparsity_logs(trainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "trady/budget" in entry]
+
+
+def accuracy(prediction) -> dict:
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_trains_evaluates_and_touches_nothing_but_the_head_and_what_is_drawn(task, tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        task,
+        eval_dataset=TASKS[task][1](8),
+        compute_metrics=accuracy,
+        eval_strategy="epoch",
+        weight_decay=0.1,
+    )
+    model = trainer.model
+    start = copy_of_state(model)
+    trainer.train()
+
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == 2 and all(0 <= entry["eval_accuracy"] <= 1 for entry in evaluations)
+    assert all(np.isfinite(entry["eval_loss"]) for entry in evaluations)
+    assert trainer.evaluate()["eval_loss"] == evaluations[-1]["eval_loss"]
+
+    moved = set(different_keys(start, copy_of_state(model)))
+    heads = {key for key in start if any(key.startswith(f"{head}.") for head in model.heads)}
+    drawn = drawn_channels(model, range(2))
+    assert heads < moved <= heads | {f"{name}.weight" for name in drawn}
+    end = {name: read_channels(modules[0], torch.arange(len(drawn[name]))) for name, modules in model.layers.items()}
+    model.load_state_dict(start)
+    for name, modules in model.layers.items():
+        before = read_channels(modules[0], torch.arange(len(drawn[name])))
+        changed = (before != end[name]).flatten(1).any(1)
+        assert not (changed & ~drawn[name]).any()
+
+
+@pytest.mark.parametrize("config", [{}, {"resample_every": 2}, {"strategy": "static_full_random"}], ids=str)
+def test_each_redraw_logs_its_sparsity_once(config, tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=3, config=config)
+    trainer.train()
+    logs = sparsity_logs(trainer)
+    draws = range(5) if "resample_every" in config else range(3)
+    expected = []
+    for draw in draws:
+        trainer.model.resample(draw)
+        expected.append(trainer.model.report().logs())
+    assert [{key: entry[key] for key in expected[0]} for entry in logs] == expected
+    assert set(expected[0]) == {f"trady/{name}" for name in LOGGED}
+    assert [entry["step"] for entry in logs] == [2 * i if "resample_every" in config else 3 * i for i in draws]
+
+
+def test_tensorboard_gets_the_sparsity_of_every_draw(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    trainer = make_trainer(tmp_path, "bert", report_to="tensorboard")
+    trainer.train()
+    (run,) = {file.parent for file in (tmp_path / "logs").rglob("events.*")}
+    events = EventAccumulator(str(run)).Reload()
+    for name in LOGGED:
+        values = [(event.step, event.value) for event in events.Scalars(f"train/trady/{name}")]
+        expected = [(entry["step"], pytest.approx(entry[f"trady/{name}"])) for entry in sparsity_logs(trainer)]
+        assert values == expected and len(values) == 2
+
+
+@pytest.mark.parametrize("task", ["conv", "bert"])
+def test_without_a_ranking_it_measures_one_that_leaves_weights_statistics_and_batches_alone(task, tmp_path):
+    config = {"strategy": "trady", "norm_mode": "train", "ranking_coverage": 0.8}
+    measured = make_trainer(tmp_path, task, config=config, ranking_steps=3)
+    start = copy_of_state(measured.model)
+    assert not measured.model.is_ready
+    measured.prepare_model()
+    ranking = measured.model.layer_ranking
+    assert set(ranking.shapes) == set(measured.model.layers) and any(ranking.scores["rgn"].values())
+    assert different_keys(copy_of_state(measured.model), start) == []
+
+    # A run that is given this ranking goes the same way as one that measures it.
+    ranking.save_pretrained(tmp_path)
+    given = make_trainer(tmp_path, task, config=config | {"layer_ranking": str(tmp_path)})
+    fresh = make_trainer(tmp_path, task, config=config, ranking_steps=3)
+    for trainer in (given, fresh):
+        trainer.train()
+        assert trainer.model.layer_ranking == ranking
+    assert different_keys(copy_of_state(given.model), copy_of_state(fresh.model)) == []
+    top = set(ranking.top(0.8))
+    assert top < set(given.model.layers) and {row.name for row in given.model.pool} == top
+
+
+@pytest.mark.parametrize("every", ["epoch", 1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_channels_change_when_they_should_and_never_between_micro_batches(every, accumulation, tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        num_train_epochs=3,
+        config={"resample_every": every},
+        per_device_train_batch_size=2,  # six micro-batches an epoch, or with 14 samples seven: the last one is alone
+        gradient_accumulation_steps=accumulation,
+        train_dataset=image_rows(14),
+    )
+    watch = Watch().attach(trainer)
+    trainer.train()
+    steps = -(-7 // accumulation)
+    assert len(watch.seen) == 21 and trainer.state.global_step == 3 * steps
+    for step, number, channels in watch.seen:
+        assert number == (step // steps if every == "epoch" else step // every)
+        assert channels == {name: index.tolist() for name, index in trainer.model.draw(number).items()}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+def test_what_the_optimizer_steps_reaches_the_weights(optim, tmp_path):
+    trainer = make_trainer(tmp_path, optim=optim, num_train_epochs=1, max_steps=1, lr_scheduler_type="constant")
+    start = copy_of_state(trainer.model)
+    trainer.train()
+    moved = different_keys(start, copy_of_state(trainer.model))
+    assert {f"{name}.weight" for name in trainer.model.active_channels()} <= set(moved)
+    assert trainer.args.optim == optim
+
+
+@pytest.mark.parametrize("task", ["conv", "bert", "gpt2"])
+def test_the_best_weights_come_back_bit_for_bit(task, tmp_path):
+    model, data = None, None
+    if task == "gpt2":  # tied weights
+        data = Rows(lm_batch(12))
+        model = TraDyModel(gpt2(), TraDyConfig(0.3, "dynamic_full_random"))
+    losses = iter([3.0, 1.0, 2.0])
+    states = []
+
+    def metrics(prediction):
+        states.append(copy_of_state(trainer.model))
+        return {"score": next(losses)}
+
+    trainer = make_trainer(
+        tmp_path,
+        "bert" if task == "gpt2" else task,
+        model=model,
+        num_train_epochs=3,
+        eval_dataset=data or TASKS[task][1](6),
+        **({"train_dataset": data} if data else {}),
+        compute_metrics=metrics,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=False,
+    )
+    trainer.train()
+    assert different_keys(states[0], states[1]) and different_keys(states[2], states[1])
+    assert different_keys(copy_of_state(trainer.model), states[1]) == []
+    trainer.save_model(tmp_path / "best")
+    base = gpt2() if task == "gpt2" else TASKS[task][0]()
+    assert different_keys(copy_of_state(TraDyModel.from_pretrained(tmp_path / "best", base)), states[1]) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_checkpoints_are_small_and_load_with_from_pretrained(task, tmp_path):
+    trainer = make_trainer(tmp_path, task, save_strategy="steps", save_steps=2, config={"strategy": "trady"})
+    trainer.train()
+    trainer.save_model()
+    end = copy_of_state(trainer.model)
+    checkpoints = sorted(tmp_path.glob("checkpoint-*"))
+    assert [path.name for path in checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    for path in (tmp_path, *checkpoints):
+        assert {WEIGHTS_NAME, RANKING_NAME, "trady_config.json", "training_args.bin"} <= {
+            p.name for p in path.iterdir()
+        }
+        assert not (path / "model.safetensors").exists() and not (path / "pytorch_model.bin").exists()
+    for path in (tmp_path, checkpoints[-1]):
+        restored = TraDyModel.from_pretrained(path, TASKS[task][0]())
+        assert different_keys(copy_of_state(restored), end) == []
+        assert restored.layer_ranking == trainer.model.layer_ranking
+    assert f"{trainer.model.heads[0]}.weight" in {
+        key.removeprefix("tensor.") for key in load_file(tmp_path / WEIGHTS_NAME)
+    }
+
+
+def test_max_steps_ends_a_run_and_a_stream_draws_every_few_steps(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            rows = image_rows(12)
+            return (rows[i % 12] for i in range(100))
+
+    trainer = make_trainer(tmp_path, train_dataset=Stream(), max_steps=5, config={"resample_every": 2})
+    watch = Watch().attach(trainer)
+    trainer.train()
+    assert [number for _, number, _ in watch.seen] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_label_smoothing_gives_the_loss_of_a_plain_trainer(kind, tmp_path):
+    make, batch = {"bert": (bert, TASKS["bert"][1](4)), "gpt2": (gpt2, Rows(lm_batch(4)))}[kind]
+    expected = Trainer(make(), arguments(tmp_path, label_smoothing_factor=0.3), eval_dataset=batch).evaluate()
+    for plain in (False, True):
+        model = TraDyModel(make(), TraDyConfig(0.3, "dynamic_full_random"))
+        kwargs = {"eval_dataset": batch, "label_smoothing_factor": 0.3}
+        actual = make_trainer(tmp_path, "bert", model=model, plain=plain, **kwargs).evaluate()
+        assert actual["eval_loss"] == pytest.approx(expected["eval_loss"])
+
+
+class Loose(ConvNet):
+    """Takes any keyword, and does nothing with it."""
+
+    def forward(self, x, **kwargs):
+        return super().forward(x)
+
+
+# Not a BERT classifier: its loss takes num_items_in_batch and ignores it, under any Trainer.
+@pytest.mark.parametrize("task", ["gpt2", "wrapper", "conv", "loose"])
+def test_two_micro_batches_step_like_the_batch_of_both(task, tmp_path):
+    make = {"gpt2": gpt2, "loose": lambda: Loose().eval()}.get(task) or TASKS[task][0]
+    data = Rows(lm_batch(12)) if task == "gpt2" else TASKS["conv" if task == "loose" else task][1]()
+    ends, start = [], copy_of_state(make())
+    for size, accumulation in ((6, 1), (3, 2)):
+        net = make()
+        net.load_state_dict(start)
+        trainer = make_trainer(
+            tmp_path,
+            model=TraDyModel(net, TraDyConfig(0.3, "dynamic_full_random")),
+            train_dataset=data,
+            optim="sgd",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        ends.append(copy_of_state(trainer.model))
+    assert different_keys(start, ends[0])
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_raw_model_takes_the_loss_that_it_is_given_and_smoothed_labels(tmp_path):
+    net, (images, labels) = conv_net(), image_batch(8, 16)
+    with torch.no_grad():
+        logits = net(images)
+    for kwargs, loss in (
+        ({}, torch.nn.CrossEntropyLoss()),
+        ({"label_smoothing_factor": 0.2}, torch.nn.CrossEntropyLoss(label_smoothing=0.2)),
+        ({"compute_loss_func": lambda logits, labels, **_: logits.square().mean()}, lambda x, _: x.square().mean()),
+    ):
+        trainer = make_trainer(tmp_path, "conv", eval_dataset=image_rows(8), **kwargs)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss(logits, labels).item(), rel=1e-5)
+
+
+def test_training_a_second_time_starts_the_channels_without_old_optimizer_state(tmp_path):
+    class NoteState(TrainerCallback):
+        def __init__(self):
+            self.seen = []
+
+        def on_step_begin(self, args, state, control, optimizer=None, model=None, **kwargs):
+            self.seen.append((state.global_step, model.epoch, model.active.flat[0] in optimizer.state))
+
+    note = NoteState()
+    trainer = make_trainer(tmp_path, callbacks=[note], config={"optimizer_state": "reset"})
+    trainer.train()
+    trainer.train()
+    once = [(0, 0, False), (1, 0, True), (2, 0, True), (3, 1, False), (4, 1, True), (5, 1, True)]
+    assert note.seen == once + once
+
+
+def test_a_model_that_is_no_tradymodel_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="model must be a TraDyModel, not a ConvNet"):
+        TraDyTrainer(model=conv_net(), args=arguments(tmp_path))
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
