@@ -1,0 +1,186 @@
+"""A run that is interrupted after any step and resumed ends where the uninterrupted one does, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_trady import LayerRanking, TraDyConfig, TraDyModel
+from hf_trady.saving import WEIGHTS_NAME
+from hf_trady.selection import RANKING_NAME
+
+from ..tiny import bert, conv_net, copy_of_state, different_keys
+from .runs import TASKS, make_trainer
+
+
+SCRIPT = Path(__file__).parent / "scripts" / "killed.py"
+ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.1}
+SGD = {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05}
+
+
+def build(task: str, config: dict) -> TraDyModel:
+    """A model anew from the same base weights; BERT with dropout."""
+    net = bert(dropout=0.3) if task == "bert" else TASKS[task][0]()
+    return TraDyModel(net, TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
+
+
+def run(path: Path, task: str, config: dict, arguments: dict, resume: int | None = None, **kwargs):
+    """Train to the end, from checkpoint `resume` of `path` if given; returns the Trainer."""
+    kwargs = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1} | arguments | kwargs
+    trainer = make_trainer(path, task, model=build(task, config), **kwargs)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(path / f"checkpoint-{resume}"))
+    return trainer
+
+
+RUNS = {
+    "adamw": ("conv", {}, ADAMW),
+    "adamw-carry": ("conv", {"optimizer_state": "carry"}, ADAMW),
+    "sgd": ("conv", {}, SGD),
+    "sgd-carry": ("conv", {"optimizer_state": "carry"}, SGD),
+    "steps": ("conv", {"resample_every": 2}, ADAMW),
+    "steps-carry": ("conv", {"resample_every": 2, "optimizer_state": "carry"}, SGD),
+    "every-step": ("conv", {"resample_every": 1, "optimizer_state": "carry"}, ADAMW),
+    "accumulation": ("conv", {}, ADAMW | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    "accumulation-uneven": (
+        "conv",
+        {"resample_every": 2, "optimizer_state": "carry"},
+        SGD | {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3},
+    ),
+    "norms": ("conv", {"norm_mode": "train", "train_bias": True}, ADAMW),
+    "norms-steps": ("conv", {"norm_mode": "train", "resample_every": 2, "optimizer_state": "carry"}, SGD),
+    "dropout": ("bert", {}, ADAMW),
+    "dropout-carry-bias": ("bert", {"optimizer_state": "carry", "train_bias": True, "resample_every": 2}, ADAMW),
+    "ranked": ("conv", {"strategy": "trady", "ranking_coverage": 0.8}, ADAMW),
+    "ranked-norms": ("conv", {"strategy": "trady", "norm_mode": "train"}, SGD),
+    "ranked-dropout": ("bert", {"strategy": "trady", "ranking_coverage": 0.8, "optimizer_state": "carry"}, ADAMW),
+    "static": ("conv", {"strategy": "static_full_random"}, ADAMW),
+    "timm": ("timm", {"norm_mode": "train"}, SGD),
+    "wrapper": ("wrapper", {}, ADAMW),
+    "best": ("conv", {}, ADAMW | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}),
+}
+
+
+@pytest.mark.parametrize("task, config, arguments", RUNS.values(), ids=RUNS)
+def test_a_run_resumed_after_any_step_ends_where_the_uninterrupted_one_does(task, config, arguments, tmp_path):
+    if "eval_strategy" in arguments:
+        arguments = arguments | {"eval_dataset": TASKS[task][1](5)}
+    whole = run(tmp_path, task, config, arguments)
+    last = whole.state.global_step
+    assert last >= 6
+    end, optimizer = copy_of_state(whole.model), whole.optimizer.state_dict()["state"]
+    start = copy_of_state(build(task, config))
+    assert len(different_keys(start, end)) > 2
+    per_epoch = last // 3
+    steps = range(1, last) if task == "conv" else (1, per_epoch, per_epoch + 1, 2 * per_epoch)
+    for step in steps:
+        saves = {} if "load_best_model_at_end" in arguments else {"save_strategy": "no"}  # saving takes half the time
+        resumed = run(tmp_path, task, config, arguments, step, **saves)
+        assert resumed.state.global_step == last
+        assert different_keys(copy_of_state(resumed.model), end) == [], f"resumed after step {step}"
+        state = resumed.optimizer.state_dict()["state"]
+        assert state.keys() == optimizer.keys()
+        for i, values in optimizer.items():
+            assert all(torch.equal(state[i][key], value) for key, value in values.items())
+        assert resumed.model.epoch == whole.model.epoch
+        assert _logs(resumed) == _logs(whole)
+    again = run(tmp_path, task, config, arguments)
+    assert different_keys(copy_of_state(again.model), end) == []
+
+
+def _logs(trainer) -> list[dict]:
+    """What was logged of each draw. A resume logs the one that it goes on with once more."""
+    logs = [entry for entry in trainer.state.log_history if "trady/budget" in entry]
+    names = sorted(name for name in logs[0] if name.startswith("trady/"))
+    values = [[entry[name] for name in names] for entry in logs]
+    return [value for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
+
+
+def test_a_checkpoint_holds_all_that_its_own_step_trained(tmp_path):
+    trainer = run(tmp_path, "conv", {"resample_every": 2, "norm_mode": "train"}, ADAMW)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == trainer.state.global_step
+    states = []
+    for step in range(1, trainer.state.global_step + 1):
+        model = TraDyModel.from_pretrained(tmp_path / f"checkpoint-{step}", conv_net())
+        states.append(copy_of_state(model))
+    assert all(different_keys(a, b) for a, b in pairwise(states))
+    assert different_keys(states[-1], copy_of_state(trainer.model)) == []
+
+
+def test_the_resumed_run_takes_the_ranking_of_the_checkpoint_and_measures_none(tmp_path):
+    config = {"strategy": "trady", "num_layers": 2}
+    whole = run(tmp_path, "conv", config, ADAMW)
+    measured = whole.model.layer_ranking
+    # Another ranking in the checkpoint, so that one that is measured anew can't pass for it.
+    reversed_scores = {layer: rank for rank, layer in enumerate(measured.layers(), 1)}
+    other = LayerRanking({"rgn": reversed_scores, "lara": reversed_scores}, measured.shapes)
+    assert set(other.top(num_layers=2)) != set(measured.top(num_layers=2))
+    other.save_pretrained(tmp_path / "checkpoint-4")
+    trainer = make_trainer(tmp_path, model=build("conv", config), save_strategy="no")
+    trainer.prepare_model(tmp_path / "checkpoint-4")
+    assert trainer.model.layer_ranking == other
+    assert {row.name for row in trainer.model.pool} == set(other.top(num_layers=2))
+    assert (tmp_path / "checkpoint-4" / RANKING_NAME).is_file()
+
+
+def test_the_latest_checkpoint_is_found(tmp_path):
+    whole = run(tmp_path, "conv", {}, ADAMW)
+    trainer = make_trainer(tmp_path, model=build("conv", {}), num_train_epochs=4, **ADAMW)
+    trainer.train(resume_from_checkpoint=True)
+    assert (whole.state.global_step, trainer.state.global_step) == (9, 12)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other base", "trained since"])
+def test_what_does_not_fit_is_not_resumed(damage, tmp_path):
+    run(tmp_path, "conv", {"memory_budget": 0.1}, ADAMW)
+    model = build("conv", {"memory_budget": 0.1})
+    if damage == "truncated":
+        file = tmp_path / "checkpoint-4" / WEIGHTS_NAME
+        file.write_bytes(file.read_bytes()[:-10])
+        expected = "corrupt"
+    elif damage == "other base":
+        model = TraDyModel(conv_net(seed=1), model.trady_config)
+        expected = "not the one that was fine-tuned"
+    else:
+        make_trainer(tmp_path / "other", model=model, num_train_epochs=9).train()
+        expected = "trained channels that"
+    with pytest.raises(ValueError, match=expected) as caught:
+        make_trainer(tmp_path, model=model).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_where_it_was(tmp_path):
+    def start(*arguments):
+        root = Path(__file__).parents[2]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), *map(str, arguments)],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(process):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+
+    finish(start(tmp_path / "whole", tmp_path / "whole.pt"))
+    killed = start(tmp_path / "killed", tmp_path / "killed.pt", "--pause")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed.pt").exists()
+    finish(start(tmp_path / "killed", tmp_path / "killed.pt"))
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "killed"))
+    assert resumed["resumed_from"] >= 4 and whole["resumed_from"] == 0
+    assert different_keys(whole["model"], resumed["model"]) == []
