@@ -57,8 +57,7 @@ def make_trainer(
     make, dataset = TASKS[task]
     if model is None:
         config = {"memory_budget": 0.3, "strategy": "dynamic_full_random"} | dict(config)
-        example = None if not plain else {k: v for k, v in token_batch(1).items() if k != "labels"}
-        model = TraDyModel(make(), TraDyConfig(**config), example)
+        model = TraDyModel(make(), TraDyConfig(**config))
     own = ("train_dataset", "eval_dataset", "compute_metrics", "callbacks", "ranking_steps", "compute_loss_func")
     own = {name: kwargs.pop(name) for name in own if name in kwargs}
     own = {"train_dataset": dataset()} | own

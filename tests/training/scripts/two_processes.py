@@ -1,0 +1,68 @@
+"""Trains tiny models over three redraws and saves the state of each rank; run by the launcher or imported.
+
+Usage: two_processes.py DIRECTORY BATCH_SIZE
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_trady import TraDyConfig, TraDyModel
+from tests.tiny import Rows, conv_net, copy_of_state, gpt2, lm_batch
+from tests.training.runs import image_rows, make_trainer
+
+
+# Name -> (model, data, fields of the config, training arguments).
+RUNS = {
+    "conv-sgd": (conv_net, image_rows, {}, {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05}),
+    "gpt2-adamw": (
+        gpt2,
+        lambda n: Rows(lm_batch(n)),
+        {"optimizer_state": "carry", "resample_every": 2},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3},  # Adam itself would enlarge rounding errors of tiny gradients
+    ),
+    "conv-ranked": (
+        conv_net,
+        image_rows,
+        {"strategy": "trady", "num_layers": 2, "train_bias": True},
+        {"train_sampling_strategy": "random", "gradient_accumulation_steps": 2},
+    ),
+}
+
+
+def train(directory: Path, name: str, batch_size: int) -> dict:
+    """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking."""
+    make, data, config, arguments = RUNS[name]
+    model = TraDyModel(make(), TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
+    arguments = {"train_sampling_strategy": "sequential"} | arguments
+    trainer = make_trainer(
+        directory / name,
+        model=model,
+        train_dataset=data(24),
+        num_train_epochs=3,
+        per_device_train_batch_size=batch_size,
+        **arguments,
+    )
+    trainer.train()
+    trainer.save_model()
+    return {
+        "state": copy_of_state(model),
+        "draws": [model.draw(number) for number in range(model.epoch + 1)],
+        "processes": trainer.accelerator.num_processes,
+        "rank": trainer.accelerator.process_index,
+        "wrapped": type(trainer.model_wrapped).__name__,
+        "ranking": model.layer_ranking and model.layer_ranking.scores,
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    directory = Path(sys.argv[1])
+    for name in RUNS:
+        result = train(directory, name, int(sys.argv[2]))
+        torch.save(result, directory / f"{name}-{result['rank']}.pt")
+
+
+if __name__ == "__main__":
+    main()

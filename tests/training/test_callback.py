@@ -1,0 +1,105 @@
+"""A plain Trainer with a TraDyCallback does what a TraDyTrainer does."""
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_trady import TraDyCallback, TraDyConfig, TraDyModel
+
+from ..tiny import (
+    Rows,
+    bert,
+    conv_net,
+    copy_of_state,
+    different_keys,
+    gpt2,
+    lm_batch,
+    ranking_of,
+    timm_wrapper,
+    token_batch,
+)
+from .runs import arguments, image_rows, make_trainer, token_dataset
+
+
+INPUTS = {
+    "bert": (lambda: bert(dropout=0.2), token_batch(1), token_dataset),
+    "wrapper": (timm_wrapper, {"pixel_values": torch.zeros(1, 3, 32, 32)}, lambda: image_rows(12, 32)),
+    "gpt2": (gpt2, {"input_ids": lm_batch(1)["input_ids"]}, lambda: Rows(lm_batch(12))),
+}
+
+
+def ready(kind: str, **config) -> TraDyModel:
+    """A model with costs and, where the strategy needs it, a ranking."""
+    make, example, _ = INPUTS[kind]
+    config = {"memory_budget": 0.3, "strategy": "trady", "ranking_coverage": 0.8} | config
+    model = TraDyModel(make(), TraDyConfig(**config), example)
+    model.set_layer_ranking(ranking_of(model.costs))
+    return model
+
+
+def run(path, kind: str, plain: bool, config: dict, resume: int | None = None, **kwargs) -> Trainer:
+    kwargs = {"train_dataset": INPUTS[kind][2](), "num_train_epochs": 3} | kwargs
+    trainer = make_trainer(path, model=ready(kind, **config), plain=plain, **kwargs)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(path / f"checkpoint-{resume}"))
+    return trainer
+
+
+CONFIGS = {
+    "epochs": {},
+    "steps-carry": {"resample_every": 2, "optimizer_state": "carry"},
+    "static": {"strategy": "static_full_random"},
+    "bias-norms": {"train_bias": True, "norm_mode": "train", "strategy": "dynamic_full_random"},
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_both_trainers_end_with_the_same_weights_and_log_the_same(kind, config, tmp_path):
+    ours, plain = (run(tmp_path, kind, plain, config) for plain in (False, True))
+    assert type(plain) is Trainer and different_keys(copy_of_state(ours.model), copy_of_state(plain.model)) == []
+    start = copy_of_state(INPUTS[kind][0]())
+    assert len(different_keys(start, copy_of_state(plain.model))) > 2
+    logs = [[entry for entry in trainer.state.log_history if "trady/units" in entry] for trainer in (ours, plain)]
+    assert logs[0] == logs[1] and len(logs[0]) == (5 if "resample_every" in config else 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("kind", ["bert", "wrapper"])
+def test_a_plain_trainer_resumes_bit_for_bit_too(kind, config, tmp_path):
+    whole = run(tmp_path, kind, True, config, save_strategy="steps", save_steps=1)
+    for step in (1, 3, 5):
+        resumed = run(tmp_path, kind, True, config, resume=step)
+        assert different_keys(copy_of_state(resumed.model), copy_of_state(whole.model)) == [], f"after step {step}"
+
+
+def test_what_a_resumed_plain_trainer_trained_is_saved_whole(tmp_path):
+    whole = run(tmp_path, "bert", True, {}, save_strategy="steps", save_steps=3)
+    resumed = run(tmp_path, "bert", True, {}, resume=6)
+    resumed.model.save_pretrained(tmp_path / "saved")
+    restored = TraDyModel.from_pretrained(tmp_path / "saved", INPUTS["bert"][0]())
+    assert different_keys(copy_of_state(restored), copy_of_state(whole.model)) == []
+
+
+def test_a_plain_trainer_evaluates_a_data_set_with_columns_that_the_model_does_not_take(tmp_path):
+    data = token_dataset(5)
+    assert "comment" in data.column_names
+    expected = Trainer(INPUTS["bert"][0](), arguments(tmp_path), eval_dataset=data).evaluate()
+    trainer = make_trainer(tmp_path, "bert", model=ready("bert"), plain=True, eval_dataset=data)
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+
+
+def test_a_model_that_is_no_tradymodel_is_refused(tmp_path):
+    trainer = Trainer(conv_net(), arguments(tmp_path), train_dataset=image_rows())
+    trainer.add_callback(TraDyCallback(trainer))
+    with pytest.raises(ValueError, match="TraDyCallback needs a TraDyModel, not a ConvNet"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("missing, expected", [("costs", "calibrate"), ("ranking", "needs a layer ranking")])
+def test_a_model_that_is_not_ready_is_refused_before_the_first_step(missing, expected, tmp_path):
+    model = TraDyModel(bert(), TraDyConfig(0.3, "trady"), token_batch(1) if missing == "ranking" else None)
+    start = copy_of_state(model)
+    trainer = make_trainer(tmp_path, "bert", model=model, plain=True)
+    with pytest.raises(ValueError, match=expected):
+        trainer.train()
+    assert different_keys(copy_of_state(model), start) == []

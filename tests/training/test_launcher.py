@@ -1,0 +1,96 @@
+"""Two real processes, started by the real launcher."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_trady import TraDyModel
+from hf_trady.layers import read_channels
+
+from ..tiny import copy_of_state, different_keys
+from .scripts.two_processes import RUNS, train
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "scripts" / "two_processes.py"
+pytestmark = pytest.mark.slow
+every_run = pytest.mark.parametrize("name", RUNS)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """Directory with the results of both ranks, four samples a process and step."""
+    directory = tmp_path_factory.mktemp("launched")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # --cpu by itself starts one process only (more need MPI); --multi_gpu starts two, and use_cpu keeps them on the CPU.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [str(part) for part in (*launcher, SCRIPT, directory, 4)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+def results(launched: Path, name: str) -> list[dict]:
+    return [torch.load(launched / f"{name}-{rank}.pt") for rank in range(2)]
+
+
+@every_run
+def test_both_ranks_end_with_the_same_bits_draws_and_ranking(launched, name):
+    first, second = results(launched, name)
+    assert [(r["processes"], r["rank"]) for r in (first, second)] == [(2, 0), (2, 1)]
+    assert first["wrapped"] == second["wrapped"] == "DistributedDataParallel"
+    assert different_keys(first["state"], second["state"]) == []
+    assert first["ranking"] == second["ranking"] and (first["ranking"] is not None) == ("ranked" in name)
+    assert len(first["draws"]) >= 3
+    for a, b in zip(first["draws"], second["draws"], strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[layer], b[layer]) for layer in a)
+
+
+@every_run
+def test_channels_that_are_never_drawn_stay_what_they_were(launched, name):
+    result, _ = results(launched, name)
+    start, end = RUNS[name][0](), RUNS[name][0]()
+    end.load_state_dict(result["state"])
+    drawn = {}
+    for draw in result["draws"]:
+        for layer, index in draw.items():
+            drawn.setdefault(layer, set()).update(index.tolist())
+    moved = set(different_keys(start.state_dict(), end.state_dict()))
+    whole = {key for key in moved if key.startswith("classifier.") or key.endswith(".bias")}
+    assert moved - whole and moved - whole <= {f"{layer}.weight" for layer in drawn}
+    for layer, channels in drawn.items():
+        a, b = start.get_submodule(layer), end.get_submodule(layer)
+        everything = torch.arange(a.weight.numel() // read_channels(a, torch.tensor([0])).numel())
+        changed = (read_channels(a, everything) != read_channels(b, everything)).flatten(1).any(1)
+        assert set(changed.nonzero().flatten().tolist()) <= channels
+
+
+@pytest.mark.parametrize("name", ["conv-sgd", "gpt2-adamw"])
+def test_two_processes_agree_with_one_that_takes_both_batches(launched, name, tmp_path):
+    one, (two, _) = train(tmp_path, name, 8), results(launched, name)
+    assert one["processes"] == 1 and len(one["draws"]) == len(two["draws"])
+    start = RUNS[name][0]().state_dict()
+    assert len(different_keys(start, one["state"])) > 2
+    for key, value in one["state"].items():
+        torch.testing.assert_close(two["state"][key], value, rtol=1e-5, atol=1e-6)
+
+
+@every_run
+def test_what_the_main_process_saves_is_the_end_of_the_run(launched, name):
+    restored = TraDyModel.from_pretrained(launched / name, RUNS[name][0]())
+    assert different_keys(copy_of_state(restored), results(launched, name)[0]["state"]) == []
