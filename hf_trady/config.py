@@ -126,6 +126,9 @@ class TraDyConfig:
             _check_pattern("exclude_modules", self.exclude_modules)
         if self.modules_to_save is not None and not _is_str_list(self.modules_to_save):
             raise _refusal("modules_to_save", self.modules_to_save, "None or a list of module names")
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))  # as it comes back from JSON
         for name in ("layer_ranking", "base_model_name_or_path", "revision", "task_type"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | os.PathLike):
@@ -185,7 +188,7 @@ def _check_pattern(name: str, value) -> None:
         try:
             re.compile(value)
             return
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # the last two: of numbers or a nesting too large
             raise _refusal(name, value, f"a valid regex ({error})") from None
     if not (_is_str_list(value) and value):
         raise _refusal(name, value, "a non-empty list of module names or a regex")

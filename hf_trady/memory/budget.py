@@ -61,12 +61,12 @@ def parse_budget(value: int | float | str) -> Budget:
 
 def _parse(value) -> Budget | None:
     if isinstance(value, str):
-        if re.fullmatch(r"\d+(\.\d+)?\s*[KMG]I?B", value.upper()):
-            size = convert_file_size_to_int(value.upper().replace(" ", ""))  # a lower-case b would mean bits there
-            return Budget("bytes", size) if size else None
         try:
+            if re.fullmatch(r"\d+(\.\d+)?\s*[KMG]I?B", value.upper()):
+                size = convert_file_size_to_int(value.upper().replace(" ", ""))  # a lower-case b would mean bits there
+                return Budget("bytes", size) if size else None
             value = int(value) if value.isdecimal() else float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # no number, or one beyond all floats
             return None
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return Budget("units", value)
