@@ -99,10 +99,10 @@ class LayerRanking:
             values = json.loads(file.read_text(encoding="utf-8"))
             ranking = cls(
                 scores={kind: {k: float(v) for k, v in values["scores"][kind].items()} for kind in IMPORTANCE},
-                shapes={name: [int(size) for size in sizes] for name, sizes in values["shapes"].items()},
+                shapes={name: [int(channels), int(weight)] for name, (channels, weight) in values["shapes"].items()},
                 info=dict(values.get("info", {})),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"'{file}' is not a layer ranking ({type(error).__name__}: {error})") from None
         if any(set(scores) != set(ranking.shapes) for scores in ranking.scores.values()):
             raise ValueError(f"'{file}' is not a layer ranking (scores and shapes name different layers)")
@@ -123,7 +123,7 @@ def rank_layers(
     """Rank the layers of `model` by their reweighted gradient norm over a few batches of any task.
 
     Each weight gradient is measured, applied and freed as soon as backward has formed it. At the end all parameters
-    and buffers are what they were.
+    and buffers are what they were, without gradients.
 
     Args:
         model: Any module.
@@ -201,6 +201,8 @@ def _gradient_run(model: nn.Module, layers: dict[str, nn.Module], learning_rate:
             parameter.sub_(parameter.grad, alpha=learning_rate)
         parameter.grad = None
 
+    for parameter in required:
+        parameter.grad = None  # what an earlier backward left would be measured, too
     for parameter in name_of:
         parameter.requires_grad_(True)
     handles = [parameter.register_post_accumulate_grad_hook(step) for parameter in trained]
