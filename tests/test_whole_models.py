@@ -93,6 +93,7 @@ def double_images(size):
 MODELS = {
     "resnet": (timm_model("test_resnet"), double_images(48)),
     "mobilenetv2": (timm_model("mobilenetv2_035"), double_images(64)),
+    "grouped": (timm_model("regnetx_002"), double_images(32)),
     "convnext": (timm_model("test_convnext"), double_images(48)),
     "vit": (timm_model("test_vit", img_size=48), double_images(48)),
     "same padding": (timm_model("tf_efficientnet_lite0"), double_images(64)),

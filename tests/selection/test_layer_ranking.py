@@ -3,7 +3,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_trady import CostTable, LayerRanking
@@ -44,6 +44,9 @@ def test_layers_come_in_the_order_of_their_scores(scores, importance):
 
 
 @given(counts(), st.integers(1, 100), st.sampled_from(["rgn", "lara"]))
+@example([1] * 10, 30, "rgn")  # three cover it exactly
+@example([1] * 100, 97, "lara")
+@example([1, 0, 0], 100, "rgn")
 @settings(max_examples=300, deadline=None)
 def test_the_top_is_the_smallest_number_of_layers_that_cover_the_share(scores, percent, importance):
     ranking = ranking_with(scores)
