@@ -89,7 +89,7 @@ def main() -> None:
         wrapped = TraDyModel(copy.deepcopy(network), config, example_inputs=batch[0])
         wrapped.active.assign({})
         wrapped.train()
-        plain_step = make_step(frozen_by_hand(network, wrapped.heads), batch)
+        plain_step = make_step(frozen_by_hand(network, wrapped._heads), batch)
         wrapped_step = make_step(wrapped, batch)
         for step in (plain_step, wrapped_step) * 3:
             step()

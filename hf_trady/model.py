@@ -1,9 +1,7 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
 import inspect
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,34 +10,21 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
 from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse
-from .memory import parse_budget
-from .saving import load_state, save_state
-from .selection import (
-    RANKING_NAME,
-    STRATEGIES,
-    CostTable,
-    LayerRanking,
-    SparsityReport,
-    check_budget,
-    cost_table,
-    draw,
-    max_weight_units,
-    rank_layers,
-    sparsity,
-)
-from .targets import find_heads, find_layers, select_targets
-from .trained_state import (
+from .sampler import ChannelSampler
+from .saving import (
+    PretrainedMixin,
+    TrainedState,
     buffer_checksums,
     collect_state,
-    is_covered,
     mark_touched,
-    refuse_misfit,
     restore_state,
     touch_changed,
 )
+from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
+from .targets import find_biases, find_heads, find_layers, outside, select_targets
 
 
-class TraDyModel(nn.Module):
+class TraDyModel(PretrainedMixin, nn.Module):
     """A model of which every epoch trains only as many input channels as a memory budget allows.
 
     The base model is changed in place, reversibly: its layers get a sparse backward and keep their Parameters and
@@ -80,27 +65,25 @@ class TraDyModel(nn.Module):
         if layer_ranking is None and config.layer_ranking is not None:
             layer_ranking = LayerRanking.from_pretrained(config.layer_ranking)
         self.trady_config = config
-        self.strategy = STRATEGIES[config.strategy]
-        self.heads = find_heads(base_model, config.modules_to_save)
-        self.layers = find_layers(base_model, self.heads, config.exclude_modules)
-        self.targets = select_targets(base_model, self.layers, self.heads, config.target_modules)
-        self.biases = self._find_biases(base_model) if config.train_bias else {}
-        self.layer_ranking = layer_ranking
-        self.costs: CostTable | None = None
-        self.active: ActiveChannels | None = None
-        self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
-        self.epoch = 0
+        self._heads = find_heads(base_model, config.modules_to_save)
+        self._layers = find_layers(base_model, self._heads, config.exclude_modules)
+        self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
+        self._biases = find_biases(base_model, self._sparse_modules(), self._heads) if config.train_bias else {}
+        bias_units = sum(bias.numel() for bias in self._biases.values())
+        self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if example_inputs is not None:
-            self.costs = self._measure_costs(base_model, example_inputs)
-            self._refuse_budget()
+            self._sampler.costs = cost_table(base_model, example_inputs).subset(self._layers)
+        self._sampler.check()
+        self.active: ActiveChannels | None = None
+        self.epoch = 0
+        self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
 
         self.base_model = base_model
         self._buffer_sums = buffer_checksums(base_model)
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in base_model.parameters()]
         self._freeze()
-        for name in self.targets:
-            for module in self.layers[name]:
-                make_sparse(module)
+        for module in self._sparse_modules():
+            make_sparse(module)
         self._hook = base_model.register_forward_pre_hook(self._before_forward)
         self.train(base_model.training)
         self._build()
@@ -108,25 +91,29 @@ class TraDyModel(nn.Module):
     # ---- What is trained ----------------------------------------------------------------------------------------
 
     @property
+    def costs(self) -> CostTable | None:
+        """Costs of all layers outside the head; None until they are measured."""
+        return self._sampler.costs
+
+    @property
+    def layer_ranking(self) -> LayerRanking | None:
+        """The ranking that the strategy draws by; None where there is none (yet)."""
+        return self._sampler.layer_ranking
+
+    @property
     def budget(self) -> int:
         """The memory budget in units (elements of weight gradient and saved activation of one sample)."""
-        self._refuse_uncalibrated()
-        return parse_budget(self.trady_config.memory_budget).units(self.costs.total_units)
+        return self._sampler.budget
 
     @property
     def pool(self) -> CostTable:
         """The layers that channels are drawn from."""
-        self._refuse_uncalibrated()
-        names = set(self.targets)
-        if self.strategy.uses_ranking:
-            config = self.trady_config
-            names &= set(self.layer_ranking.top(config.ranking_coverage, config.num_layers))
-        return self.costs.subset(names)
+        return self._sampler.pool
 
     @property
     def is_ready(self) -> bool:
         """Whether channels can be drawn: the costs are known, and the ranking where the strategy needs one."""
-        return self.active is not None
+        return self._sampler.is_ready
 
     def calibrate(self, example_inputs: Any) -> None:
         """Learn the costs of channels from a batch (tensor, tuple or dict of inputs).
@@ -134,8 +121,8 @@ class TraDyModel(nn.Module):
         Raises:
             ValueError: If the budget is below the cheapest channel.
         """
-        self.costs = self._measure_costs(self.base_model, example_inputs)
-        self._refuse_budget()
+        self._sampler.costs = cost_table(self.base_model, example_inputs).subset(self._layers)
+        self._sampler.check()
         self._build()
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
@@ -146,19 +133,19 @@ class TraDyModel(nn.Module):
         """
         if self.costs is not None:
             layer_ranking.check(self.costs)
-        self.layer_ranking = layer_ranking
+        self._sampler.layer_ranking = layer_ranking
+        self._sampler.check()
         self._build()
 
     def rank_layers(self, dataloader: Iterable, **kwargs) -> LayerRanking:
         """Measure a ranking on `dataloader` and use it. Takes the arguments of [`rank_layers`] by keyword."""
-        self._refuse_uncalibrated()
+        self._sampler.refuse_uncalibrated()
         self.set_layer_ranking(rank_layers(self.base_model, dataloader, costs=self.costs, **kwargs))
         return self.layer_ranking
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """The channels of epoch `epoch`: layer name -> sorted indices, int64 `[n]`. Changes nothing."""
-        self._refuse_unready()
-        return draw(self.strategy, self.pool, self._channel_budget(), self.trady_config.seed, epoch)
+        return self._sampler.draw(epoch)
 
     def resample(self, epoch: int, optimizer: torch.optim.Optimizer | None = None) -> SparsityReport:
         """Make the channels of epoch `epoch` the active ones.
@@ -168,21 +155,21 @@ class TraDyModel(nn.Module):
             optimizer: The optimizer of this model. Its state of channels that leave is dropped; of those that stay,
                 `config.optimizer_state` decides.
         """
-        self._refuse_unready()
-        if epoch != self.epoch and self.strategy.dynamic:
+        self._sampler.refuse_unready()
+        if epoch != self.epoch and self._sampler.strategy.dynamic:
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()
 
     def active_channels(self) -> dict[str, Tensor]:
         """The channels that train now: layer name -> sorted indices, int64 `[n]`."""
-        self._refuse_unready()
+        self._sampler.refuse_unready()
         return dict(self.active.selection)
 
     def report(self) -> SparsityReport:
         """Sparsity and budget use of the current draw."""
-        sizes = {name: modules[0].weight.element_size() for name, modules in self.layers.items()}
-        return sparsity(self.costs, self.active_channels(), self.epoch, self.budget, sizes, self._bias_units())
+        sizes = {name: modules[0].weight.element_size() for name, modules in self._layers.items()}
+        return self._sampler.report(self.active_channels(), self.epoch, sizes)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Number of elements that train (head, biases, active channels) and of all elements of the base model."""
@@ -215,7 +202,7 @@ class TraDyModel(nn.Module):
         """Set training mode; batch-norms outside the head keep their statistics with `norm_mode='frozen'`."""
         super().train(mode)
         if self.trady_config.norm_mode == "frozen":
-            for _, module in self._outside_heads(self.base_model):
+            for _, module in outside(self.base_model, self._heads):
                 if isinstance(module, _NormBase) and module.track_running_stats:
                     module.eval()
         return self
@@ -228,7 +215,7 @@ class TraDyModel(nn.Module):
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Load a state dict of the base model."""
         self._write_back()
-        touch_changed(self.layers, self.touched, state_dict)
+        touch_changed(self._layers, self.touched, state_dict)
         result = self.base_model.load_state_dict(state_dict, *args, **kwargs)
         if self.active is not None:
             self.active.load()
@@ -250,67 +237,24 @@ class TraDyModel(nn.Module):
 
     # ---- Saving and leaving -------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write what training has changed, the config and the ranking into `save_directory`.
-
-        Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
-        `trady_config.json`, `layer_ranking.json` where there is a ranking, and the base model's `config.json` where
-        it has one. Each is written whole or not at all.
-        """
+    def trained_state(self) -> TrainedState:
+        """What training has changed in the base model."""
         self._write_back()
         whole = self._whole_parameters()
-        state = collect_state(self.base_model, self.layers, self.touched, whole, self._buffer_sums)
-        save_state(state, save_directory)
-        if self.layer_ranking is not None:
-            self.layer_ranking.save_pretrained(save_directory)
-        base_config = getattr(self.base_model, "config", None)
-        if hasattr(base_config, "save_pretrained"):
-            base_config.save_pretrained(save_directory)
-        self.trady_config.save_pretrained(save_directory)
+        return collect_state(self.base_model, self._layers, self.touched, whole, self._buffer_sums)
 
-    @classmethod
-    def from_pretrained(
-        cls, path: str | os.PathLike, base_model: nn.Module, example_inputs: Any = None
-    ) -> "TraDyModel":
-        """Load what `save_pretrained` wrote into `base_model`, bit for bit.
-
-        Args:
-            path: The directory.
-            base_model: The model that the run started from, with the same weights.
-            example_inputs: As for the class; only needed to train on without a [`TraDyTrainer`].
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is corrupt or `base_model` is not the one that was fine-tuned; it is then unchanged.
-        """
-        config, state = TraDyConfig.from_pretrained(path), load_state(path)
-        config.layer_ranking = None  # the one in `path` is a copy of it
-        has_ranking = (Path(path) / RANKING_NAME).is_file()
-        ranking = LayerRanking.from_pretrained(path) if has_ranking else None
-        refuse_misfit(base_model, state)
-        model = cls(base_model, config, example_inputs, ranking)
-        model._restore(state)
-        return model
-
-    def load_trained(self, path: str | os.PathLike) -> None:
-        """Put what `save_pretrained` wrote into this model, which must be as untrained as it was before that run.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is corrupt or of another base model, or if this model has been trained since.
-        """
-        state = load_state(path)
-        if not is_covered(self.touched, state):
-            raise ValueError(f"this model has trained channels that '{path}' doesn't hold; load it into a new model")
-        refuse_misfit(self.base_model, state)
-        self._restore(state)
+    def restore(self, state: TrainedState) -> None:
+        """Put `state`, which fits, into the base model."""
+        restore_state(self.base_model, state)
+        mark_touched(self.touched, self._layers, state)
+        if self.active is not None:
+            self.active.load()
 
     def merge_and_unload(self) -> nn.Module:
         """Turn the base model back into an ordinary one that holds what was trained, and return it."""
         self._write_back()
-        for name in self.targets:
-            for module in self.layers[name]:
-                make_plain(module)
+        for module in self._sparse_modules():
+            make_plain(module)
         self._hook.remove()
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
@@ -318,24 +262,22 @@ class TraDyModel(nn.Module):
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
 
-    def _measure_costs(self, model: nn.Module, example_inputs: Any) -> CostTable:
-        return cost_table(model, example_inputs).subset(self.layers)
-
     def _build(self) -> None:
         """Make the Parameters of the active channels, as soon as everything that they depend on is known."""
-        if self.costs is None or (self.strategy.uses_ranking and self.layer_ranking is None):
+        if not self.is_ready:
             return
-        pool, budget = self.pool, self._channel_budget()
-        check_budget(pool, budget)
         if self.active is not None:
             self.active.assign({})
         groups: dict[tuple, list[str]] = {}
-        for row in pool:
-            weight = self.layers[row.name][0].weight
+        for row in self.pool:
+            weight = self._layers[row.name][0].weight
             groups.setdefault((weight.dtype, weight.device), []).append(row.name)
-        layers = {row.name: self.layers[row.name] for row in pool}
-        capacities = [max_weight_units(pool, budget, set(names)) for names in groups.values()]
-        self.active = ActiveChannels(layers, list(groups.values()), capacities, self.touched)
+        self.active = ActiveChannels(
+            {row.name: self._layers[row.name] for row in self.pool},
+            list(groups.values()),
+            [self._sampler.capacity(names) for names in groups.values()],
+            self.touched,
+        )
         self.active.assign(self.draw(self.epoch))
 
     def _before_forward(self, module: nn.Module, args) -> None:
@@ -346,12 +288,6 @@ class TraDyModel(nn.Module):
         if self.active is not None:
             self.active.write_back()
 
-    def _restore(self, state) -> None:
-        restore_state(self.base_model, state)
-        mark_touched(self.touched, self.layers, state)
-        if self.active is not None:
-            self.active.load()
-
     def _freeze(self) -> None:
         trained = set(self._whole_parameters().values())
         for parameter in self.base_model.parameters():
@@ -361,57 +297,10 @@ class TraDyModel(nn.Module):
         """State-dict key -> Parameter, of everything that trains whole."""
         heads = {
             f"{head}.{key}": parameter
-            for head in self.heads
+            for head in self._heads
             for key, parameter in self.base_model.get_submodule(head).named_parameters()
         }
-        return heads | self.biases
+        return heads | self._biases
 
-    def _find_biases(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """State-dict key -> bias of each target layer and of each normalization layer outside the head."""
-        targets = {module for name in self.targets for module in self.layers[name]}
-        return {
-            f"{name}.bias": module.bias
-            for name, module in self._outside_heads(model)
-            if getattr(module, "bias", None) is not None and (module in targets or _is_norm(module))
-        }
-
-    def _outside_heads(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        for name, module in model.named_modules():
-            if not any(name == head or name.startswith(f"{head}.") for head in self.heads):
-                yield name, module
-
-    def _bias_units(self) -> int:
-        return sum(bias.numel() for bias in self.biases.values())
-
-    def _channel_budget(self) -> int:
-        """Units for channels: what the biases leave of the budget."""
-        return self.budget - self._bias_units()
-
-    def _refuse_budget(self) -> None:
-        """Refuse a budget or a ranking that doesn't fit."""
-        if self.biases and self._channel_budget() < 1:
-            raise ValueError(
-                f"memory_budget of {self.budget:,} units does not even hold the {self._bias_units():,} biases of "
-                "train_bias=True; raise it or leave the biases frozen"
-            )
-        if self.layer_ranking is not None:
-            self.layer_ranking.check(self.costs)
-        if not self.strategy.uses_ranking or self.layer_ranking is not None:
-            check_budget(self.pool, self._channel_budget())
-
-    def _refuse_uncalibrated(self) -> None:
-        if self.costs is None:
-            raise ValueError("the costs of channels are unknown yet; pass example_inputs or call calibrate(batch)")
-
-    def _refuse_unready(self) -> None:
-        self._refuse_uncalibrated()
-        if self.active is None:
-            raise ValueError(
-                f"strategy '{self.trady_config.strategy}' needs a layer ranking; pass layer_ranking, call "
-                "rank_layers(dataloader), or train with TraDyTrainer, which measures one"
-            )
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether `module` is a normalization layer: torch's own, or one of those that every library calls so."""
-    return "Norm" in type(module).__name__
+    def _sparse_modules(self) -> list[nn.Module]:
+        return [module for name in self._targets for module in self._layers[name]]

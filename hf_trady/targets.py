@@ -1,5 +1,7 @@
 """Which modules of a model train whole, which may train by channel, and which are refused."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from .layers import SPARSE_LAYERS, why_unsupported
@@ -74,6 +76,21 @@ def select_targets(
             f"supported are {', '.join(sorted(cls.__name__ for cls in SPARSE_LAYERS))} outside the head"
         )
     return [name for name in layers if name in names]
+
+
+def find_biases(model: nn.Module, targets: list[nn.Module], heads: list[str]) -> dict[str, nn.Parameter]:
+    """State-dict key -> bias, of each layer in `targets` and of each normalization layer outside `heads`."""
+    return {
+        f"{name}.bias": module.bias
+        for name, module in outside(model, heads)
+        # Every library calls its normalization layers so; there is no base class.
+        if getattr(module, "bias", None) is not None and (module in targets or "Norm" in type(module).__name__)
+    }
+
+
+def outside(model: nn.Module, heads: list[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of everything in `model` that is not inside `heads`."""
+    return ((name, module) for name, module in model.named_modules() if not _is_inside(name, heads))
 
 
 def _timm_classifiers(model: nn.Module) -> list[str]:

@@ -116,7 +116,7 @@ def test_the_state_dict_is_the_base_models_and_loads_both_ways(make, batch):
     assert different_keys(copy_of_state(model), other) == []
     ((names, flat),) = _flats(model)
     for name, part in model.active._split(names, flat, model.active.selection):  # what trains from now on is that too
-        assert torch.equal(part, read_channels(model.layers[name][0], model.active_channels()[name]))
+        assert torch.equal(part, read_channels(model._layers[name][0], model.active_channels()[name]))
 
 
 def _flats(model):

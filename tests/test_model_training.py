@@ -51,11 +51,11 @@ def test_what_is_neither_head_nor_ever_drawn_is_bit_identical_after_training(mak
         for name, index in model.draw(epoch).items():
             drawn.setdefault(f"{name}.weight", set()).update(index.tolist())
     moved = set(different_keys(start, end))
-    heads = {key for key in start if any(key.startswith(f"{head}.") for head in model.heads)}
+    heads = {key for key in start if any(key.startswith(f"{head}.") for head in model._heads)}
     assert heads <= moved <= heads | set(drawn)
     for key in moved - heads:
         name = key.removesuffix(".weight")
-        layer = model.layers[name][0]
+        layer = model._layers[name][0]
         everything = torch.arange(model.costs[name].channels)
         now = read_channels(layer, everything)
         layer.weight.data.copy_(start[key])
@@ -82,9 +82,9 @@ def test_train_bias_moves_the_biases_of_targets_and_norms_and_no_other():
     train(model, batch)
     moved = set(different_keys(start, copy_of_state(model)))
     biases = {key for key in start if key.endswith(("query.bias", "LayerNorm.bias"))}
-    assert biases == set(model.biases) and biases <= moved
+    assert biases == set(model._biases) and biases <= moved
     assert all(key.endswith("query.weight") for key in moved - biases)
-    assert model.report().units >= sum(bias.numel() for bias in model.biases.values())
+    assert model.report().units >= sum(bias.numel() for bias in model._biases.values())
 
 
 def pickled(model):

@@ -37,7 +37,7 @@ MAKERS = {"conv": (conv_net, image_batch()), "bert": (bert, token_batch()), "gpt
 def trained(kind: str, epochs: int = 3, **kwargs) -> TraDyModel:
     make, batch = MAKERS[kind]
     model = wrap(make(), inputs_of(batch), **kwargs)
-    if model.strategy.uses_ranking:
+    if model._sampler.strategy.uses_ranking:
         model.set_layer_ranking(ranking_of(model.costs))
     train(model, batch, epochs)
     return model
@@ -93,7 +93,7 @@ def test_the_file_holds_the_touched_channels_and_is_never_larger_than_the_model(
         model.save_pretrained(tmp_path)
         sizes.append((tmp_path / WEIGHTS_NAME).stat().st_size)
         saved = load_file(tmp_path / WEIGHTS_NAME)
-        drawn = {name: set() for name in model.layers}
+        drawn = {name: set() for name in model._layers}
         for epoch in range(epochs):
             for name, index in model.draw(epoch).items():
                 drawn[name].update(index.tolist())
@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_leaves_the_files_that_were_there(saved, monkeypatc
         raise OSError(28, "No space left on device")
 
     model = trained("conv", epochs=3)
-    monkeypatch.setattr("hf_trady.saving.save_file", half)
+    monkeypatch.setattr("hf_trady.saving.weights_file.save_file", half)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(saved)
     assert files_in(saved) == before

@@ -104,7 +104,7 @@ def test_a_list_matches_whole_suffixes_and_a_regex_whole_names():
 def test_excluded_layers_are_neither_counted_nor_drawn(pattern):
     full = wrap(conv_net(), image_batch(1)[0], budget=1.0)
     model = wrap(conv_net(), image_batch(1)[0], budget=1.0, exclude_modules=pattern)
-    assert model.targets == CONV_LAYERS[1:]
+    assert model._targets == CONV_LAYERS[1:]
     stem = full.costs["stem"]
     assert full.costs.total_units - model.costs.total_units == stem.channels * stem.space
     assert not any("stem" in model.draw(epoch) for epoch in range(5))
@@ -150,7 +150,7 @@ class Unsupported(nn.Module):
 
 
 def test_all_passes_over_layers_that_cannot_train_by_channel():
-    assert wrap(Unsupported(), torch.zeros(1, 3, 12, 12), budget=1.0).targets == ["conv"]
+    assert wrap(Unsupported(), torch.zeros(1, 3, 12, 12), budget=1.0)._targets == ["conv"]
 
 
 @pytest.mark.parametrize("named", ["reflect", "transposed", "norm", "embed"])

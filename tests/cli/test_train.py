@@ -12,6 +12,8 @@ from transformers import BertForSequenceClassification, TimmWrapperForImageClass
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.main import main
 
+from ..launching import launch_two
+
 
 def results(output_dir) -> dict:
     return json.loads((output_dir / "all_results.json").read_text())
@@ -50,7 +52,7 @@ def test_texts_end_to_end(text_run, tmp_path):
     assert results(output)["eval_accuracy"] > 0.8
     base = BertForSequenceClassification.from_pretrained(text_run[1])
     tuned = TraDyModel.from_pretrained(output, base_model=base)
-    assert set(tuned.touched) <= set(tuned.targets)
+    assert set(tuned.touched) <= set(tuned._targets)
     assert tuned.touched
 
 
@@ -102,6 +104,5 @@ def test_unknown_verb_is_refused(capsys):
 @pytest.mark.slow
 def test_two_processes_by_the_launcher(text_run, tmp_path):
     output = tmp_path / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    subprocess.run([*launch, "-m", "hf_trady", "train", *text_run, "--output_dir", str(output)], check=True)
+    launch_two("-m", "hf_trady", "train", *text_run, "--output_dir", output, "--use_cpu", "True")
     assert results(output)["eval_accuracy"] > 0.8

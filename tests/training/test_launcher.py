@@ -1,9 +1,5 @@
 """Two real processes, started by the real launcher."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +8,11 @@ import torch
 from hf_trady import TraDyModel
 from hf_trady.layers import read_channels
 
+from ..launching import launch_two
 from ..tiny import copy_of_state, different_keys
 from .scripts.two_processes import RUNS, train
 
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "scripts" / "two_processes.py"
 pytestmark = pytest.mark.slow
 every_run = pytest.mark.parametrize("name", RUNS)
@@ -26,22 +22,7 @@ every_run = pytest.mark.parametrize("name", RUNS)
 def launched(tmp_path_factory) -> Path:
     """Directory with the results of both ranks, four samples a process and step."""
     directory = tmp_path_factory.mktemp("launched")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # --cpu by itself starts one process only (more need MPI); --multi_gpu starts two, and use_cpu keeps them on the CPU.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
-    launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [str(part) for part in (*launcher, SCRIPT, directory, 4)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch_two(SCRIPT, directory, 4)
     return directory
 
 

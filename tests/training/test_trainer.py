@@ -70,12 +70,12 @@ def test_it_trains_evaluates_and_touches_nothing_but_the_head_and_what_is_drawn(
     assert trainer.evaluate()["eval_loss"] == evaluations[-1]["eval_loss"]
 
     moved = set(different_keys(start, copy_of_state(model)))
-    heads = {key for key in start if any(key.startswith(f"{head}.") for head in model.heads)}
+    heads = {key for key in start if any(key.startswith(f"{head}.") for head in model._heads)}
     drawn = drawn_channels(model, range(2))
     assert heads < moved <= heads | {f"{name}.weight" for name in drawn}
-    end = {name: read_channels(modules[0], torch.arange(len(drawn[name]))) for name, modules in model.layers.items()}
+    end = {name: read_channels(modules[0], torch.arange(len(drawn[name]))) for name, modules in model._layers.items()}
     model.load_state_dict(start)
-    for name, modules in model.layers.items():
+    for name, modules in model._layers.items():
         before = read_channels(modules[0], torch.arange(len(drawn[name])))
         changed = (before != end[name]).flatten(1).any(1)
         assert not (changed & ~drawn[name]).any()
@@ -116,7 +116,7 @@ def test_without_a_ranking_it_measures_one_that_leaves_weights_statistics_and_ba
     assert not measured.model.is_ready
     measured.prepare_model()
     ranking = measured.model.layer_ranking
-    assert set(ranking.shapes) == set(measured.model.layers) and any(ranking.scores["rgn"].values())
+    assert set(ranking.shapes) == set(measured.model._layers) and any(ranking.scores["rgn"].values())
     assert different_keys(copy_of_state(measured.model), start) == []
 
     # A run that is given this ranking goes the same way as one that measures it.
@@ -128,7 +128,7 @@ def test_without_a_ranking_it_measures_one_that_leaves_weights_statistics_and_ba
         assert trainer.model.layer_ranking == ranking
     assert different_keys(copy_of_state(given.model), copy_of_state(fresh.model)) == []
     top = set(ranking.top(0.8))
-    assert top < set(given.model.layers) and {row.name for row in given.model.pool} == top
+    assert top < set(given.model._layers) and {row.name for row in given.model.pool} == top
 
 
 @pytest.mark.parametrize("every", ["epoch", 1, 2])
@@ -213,7 +213,7 @@ def test_checkpoints_are_small_and_load_with_from_pretrained(task, tmp_path):
         restored = TraDyModel.from_pretrained(path, TASKS[task][0]())
         assert different_keys(copy_of_state(restored), end) == []
         assert restored.layer_ranking == trainer.model.layer_ranking
-    assert f"{trainer.model.heads[0]}.weight" in {
+    assert f"{trainer.model._heads[0]}.weight" in {
         key.removeprefix("tensor.") for key in load_file(tmp_path / WEIGHTS_NAME)
     }
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .layers import channel_shape, mark, num_channels, read_channels, sparse_type, write_channels
-from .saving import TrainedState, checksum
+from ..layers import channel_shape, mark, num_channels, read_channels, sparse_type, write_channels
+from .weights_file import TrainedState, checksum
 
 
 def buffer_checksums(model: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import atomic_path
+from ..files import atomic_path
 
 
 WEIGHTS_NAME = "trady_model.safetensors"

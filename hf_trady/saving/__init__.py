@@ -1,0 +1,18 @@
+from .pretrained import PretrainedMixin
+from .trained_state import buffer_checksums, collect_state, mark_touched, refuse_misfit, restore_state, touch_changed
+from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
+
+
+__all__ = [
+    "WEIGHTS_NAME",
+    "PretrainedMixin",
+    "TrainedState",
+    "buffer_checksums",
+    "collect_state",
+    "load_state",
+    "mark_touched",
+    "refuse_misfit",
+    "restore_state",
+    "save_state",
+    "touch_changed",
+]

@@ -1,0 +1,79 @@
+"""`save_pretrained` and `from_pretrained` of a TraDyModel."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config import TraDyConfig
+from ..selection import RANKING_NAME, LayerRanking
+from .trained_state import is_covered, refuse_misfit
+from .weights_file import TrainedState, load_state, save_state
+
+
+class PretrainedMixin:
+    """Saves what training has changed, and puts it into a fresh base model again."""
+
+    trady_config: TraDyConfig
+    layer_ranking: LayerRanking | None
+    base_model: nn.Module
+    touched: dict
+
+    def trained_state(self) -> TrainedState:
+        """What training has changed in the base model."""
+        raise NotImplementedError
+
+    def restore(self, state: TrainedState) -> None:
+        """Put `state`, which fits, into the base model."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write what training has changed, the config and the ranking into `save_directory`.
+
+        Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
+        `trady_config.json`, `layer_ranking.json` where there is a ranking, and the base model's `config.json` where
+        it has one. Each is written whole or not at all.
+        """
+        save_state(self.trained_state(), save_directory)
+        if self.layer_ranking is not None:
+            self.layer_ranking.save_pretrained(save_directory)
+        base_config = getattr(self.base_model, "config", None)
+        if hasattr(base_config, "save_pretrained"):
+            base_config.save_pretrained(save_directory)
+        self.trady_config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, base_model: nn.Module, example_inputs: Any = None):
+        """Load what `save_pretrained` wrote into `base_model`, bit for bit.
+
+        Args:
+            path: The directory.
+            base_model: The model that the run started from, with the same weights.
+            example_inputs: As for the class; only needed to train on without a [`TraDyTrainer`].
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is corrupt or `base_model` is not the one that was fine-tuned; it is then unchanged.
+        """
+        config, state = TraDyConfig.from_pretrained(path), load_state(path)
+        config.layer_ranking = None  # the one in `path` is a copy of it
+        has_ranking = (Path(path) / RANKING_NAME).is_file()
+        ranking = LayerRanking.from_pretrained(path) if has_ranking else None
+        refuse_misfit(base_model, state)
+        model = cls(base_model, config, example_inputs, ranking)
+        model.restore(state)
+        return model
+
+    def load_trained(self, path: str | os.PathLike) -> None:
+        """Put what `save_pretrained` wrote into this model, which must be as untrained as it was before that run.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is corrupt or of another base model, or if this model has been trained since.
+        """
+        state = load_state(path)
+        if not is_covered(self.touched, state):
+            raise ValueError(f"this model has trained channels that '{path}' doesn't hold; load it into a new model")
+        refuse_misfit(self.base_model, state)
+        self.restore(state)
