@@ -1,5 +1,6 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
+import copy
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -121,21 +122,16 @@ class TraDyModel(PretrainedMixin, nn.Module):
         Raises:
             ValueError: If the budget is below the cheapest channel.
         """
-        self._sampler.costs = cost_table(self.base_model, example_inputs).subset(self._layers)
-        self._sampler.check()
-        self._build()
+        self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
 
         Raises:
-            ValueError: If it is of another architecture; names the first layer that doesn't match.
+            ValueError: If it is of another architecture, which names the first layer that doesn't match, or if the
+                budget is below the cheapest channel of its top layers.
         """
-        if self.costs is not None:
-            layer_ranking.check(self.costs)
-        self._sampler.layer_ranking = layer_ranking
-        self._sampler.check()
-        self._build()
+        self._update(layer_ranking=layer_ranking)
 
     def rank_layers(self, dataloader: Iterable, **kwargs) -> LayerRanking:
         """Measure a ranking on `dataloader` and use it. Takes the arguments of [`rank_layers`] by keyword."""
@@ -261,6 +257,14 @@ class TraDyModel(PretrainedMixin, nn.Module):
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
+
+    def _update(self, **known) -> None:
+        """Take in what has become known of the costs or the ranking; if it doesn't fit, nothing changes."""
+        sampler = copy.copy(self._sampler)
+        vars(sampler).update(known)
+        sampler.check()
+        self._sampler = sampler
+        self._build()
 
     def _build(self) -> None:
         """Make the Parameters of the active channels, as soon as everything that they depend on is known."""

@@ -253,3 +253,16 @@ def test_what_is_printed_has_pefts_format(capsys):
     share = 100 * trainable / total
     expected = f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}\n"
     assert capsys.readouterr().out == expected
+
+
+def test_a_ranking_that_leaves_only_dear_layers_is_refused_and_changes_nothing():
+    costs = wrap(conv_net(), image_batch(1)[0]).costs
+    cheapest = min(row.space for row in costs)
+    dearest = max(costs, key=lambda row: row.space)
+    model = wrap(conv_net(), image_batch(1)[0], budget=cheapest, strategy="trady", num_layers=1)
+    with pytest.raises(ValueError, match="smallest"):
+        model.set_layer_ranking(ranking_of(costs, **{dearest.name: 9.0}))
+    assert model.layer_ranking is None and not model.is_ready
+    cheap = min(costs, key=lambda row: row.space)
+    model.set_layer_ranking(ranking_of(costs, **{cheap.name: 9.0}))
+    assert set(model.active_channels()) == {cheap.name}

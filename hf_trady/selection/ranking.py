@@ -1,6 +1,7 @@
 """Which layers matter most: measured once for an architecture, reused for any task."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -106,6 +107,8 @@ class LayerRanking:
             raise ValueError(f"'{file}' is not a layer ranking ({type(error).__name__}: {error})") from None
         if any(set(scores) != set(ranking.shapes) for scores in ranking.scores.values()):
             raise ValueError(f"'{file}' is not a layer ranking (scores and shapes name different layers)")
+        if not all(math.isfinite(value) for scores in ranking.scores.values() for value in scores.values()):
+            raise ValueError(f"'{file}' is not a layer ranking (a score is not finite)")
         return ranking
 
 
@@ -142,7 +145,7 @@ def rank_layers(
         The ranking of all layers in `costs`.
 
     Raises:
-        ValueError: If the dataloader is empty or the loss is not finite.
+        ValueError: If the dataloader is empty, or the loss or a gradient is not finite.
     """
     compute_loss = compute_loss or default_loss
     batches = _endless(dataloader)
@@ -169,6 +172,9 @@ def rank_layers(
                     f"(now {learning_rate}) or check the data"
                 )
             loss.backward()
+    for name, score in totals["rgn"].items():
+        if not math.isfinite(score):
+            raise ValueError(f"can't rank layers: the gradient of '{name}' is not finite; check the data")
     return LayerRanking(
         scores=totals,
         shapes={row.name: [row.channels, row.weight_per_channel] for row in costs},

@@ -24,7 +24,9 @@ class TraDyCallback(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
-            trainer._signature_columns = signature_columns(trainer)
+            # The columns of a data set to keep: by itself the Trainer would look at TraDyModel's forward.
+            parameters = inspect.signature(self._model.base_model.forward).parameters
+            trainer._signature_columns = [*parameters, *trainer.label_names, "label", "label_ids"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
@@ -65,9 +67,3 @@ class TraDyCallback(TrainerCallback):
 
     def _log(self) -> None:
         self.trainer.log(self._model.report().logs())
-
-
-def signature_columns(trainer: Trainer) -> list[str]:
-    """The columns of a data set that the base model takes; a Trainer by itself would look at TraDyModel's forward."""
-    model = trainer.accelerator.unwrap_model(trainer.model).base_model
-    return [*inspect.signature(model.forward).parameters, *trainer.label_names, "label", "label_ids"]

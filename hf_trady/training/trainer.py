@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
 from ..selection import RANKING_NAME, LayerRanking
-from .callback import TraDyCallback, signature_columns
+from .callback import TraDyCallback
 
 
 class TraDyTrainer(Trainer):
@@ -54,9 +54,7 @@ class TraDyTrainer(Trainer):
         is_raw = not isinstance(model.base_model, PreTrainedModel)
         smoothing = args.label_smoothing_factor if args is not None else 0.0
         if is_raw and smoothing:
-            args.label_smoothing_factor = (
-                0.0  # a Trainer's own label smoother looks for the config of a transformers model
-            )
+            args.label_smoothing_factor = 0.0  # Trainer's own smoother wants a transformers config: see compute_loss
         super().__init__(model, args, *rest, **kwargs)
         self.args.label_smoothing_factor = smoothing
         self.ranking_steps = ranking_steps
@@ -125,9 +123,6 @@ class TraDyTrainer(Trainer):
             return batch, None
         labels = [batch[name] for name in self.label_names if name in batch]
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
-
-    def _set_signature_columns_if_needed(self):
-        self._signature_columns = signature_columns(self)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir

@@ -199,3 +199,14 @@ def test_a_shared_weight_is_ranked_once():
     ranking = rank(net, [batch], num_steps=1)
     assert set(ranking.shapes) == {"0", "3"}
     assert ranking.scores["rgn"] == pytest.approx(scores_by_hand(net, [batch], 1, 0.0)["rgn"], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_names_the_layer():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+    def loss(model, batch):  # finite, with an infinite derivative at zero
+        return (model(batch).sum() * 0).abs().sqrt()
+
+    with pytest.raises(ValueError, match=r"gradient of '\d' is not finite"):
+        rank_layers(net, [torch.ones(2, 3)], compute_loss=loss, disable_tqdm=True)
+    assert all(parameter.grad is None for parameter in net.parameters())
