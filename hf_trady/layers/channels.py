@@ -34,4 +34,7 @@ def _locate(layer: nn.Module, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     # believe that the weight has changed.
     kind = sparse_type(layer)
     view = kind.channel_view(layer, layer.weight.data)
-    return view, torch.unravel_index(index.to(view.device), view.shape[: kind.leading_dims])
+    index = index.to(view.device)
+    if kind.leading_dims == 1:
+        return view, (index,)
+    return view, (index // view.shape[1], index % view.shape[1])
