@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from .files import atomic_path
@@ -27,19 +28,22 @@ def plot_layer_updates(
     names = [row.name for row in costs]
     figure = Figure(figsize=(min(4.5 + 0.35 * len(selections), 16), 1.6 + 0.15 * len(names)), layout="constrained")
     axes = figure.add_subplot()
-    smallest = min((share for share in shares.flat if share > 0), default=1e-3)
+    updated = shares[shares > 0]
+    lowest, highest = (updated.min(), updated.max()) if updated.size else (0.01, 1)
     image = axes.imshow(
         np.where(shares > 0, shares, np.nan),
         aspect="auto",
         interpolation="nearest",
         cmap="viridis",
-        norm=LogNorm(vmin=min(smallest, 0.5), vmax=1),
+        norm=LogNorm(vmin=min(lowest, highest / 10), vmax=highest),
     )
     axes.set_facecolor("0.92")
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set_xlabel("draw")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axes, label="share of the layer's input channels updated (grey: none)")
+    figure.colorbar(
+        image, ax=axes, format=PercentFormatter(1), label="share of the layer's input channels updated (grey: none)"
+    )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
