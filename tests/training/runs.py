@@ -12,10 +12,9 @@ from ..tiny import Rows, bert, conv_net, image_batch, timm_net, timm_wrapper, to
 
 
 def token_dataset(n: int = 12) -> datasets.Dataset:
-    """Token sequences with a column that no model takes."""
-    return datasets.Dataset.from_dict(
-        {name: column.tolist() for name, column in token_batch(n).items()} | {"comment": ["unused"] * n}
-    )
+    """Token sequences with a column that no model takes, though it could be made a tensor."""
+    columns = {name: column.tolist() for name, column in token_batch(n).items()}
+    return datasets.Dataset.from_dict(columns | {"number": list(range(n))})
 
 
 def image_rows(n: int = 12, size: int = 16, names: tuple[str, str] = ("pixel_values", "labels")) -> Rows:

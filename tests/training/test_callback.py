@@ -82,7 +82,7 @@ def test_what_a_resumed_plain_trainer_trained_is_saved_whole(tmp_path):
 
 def test_a_plain_trainer_evaluates_a_data_set_with_columns_that_the_model_does_not_take(tmp_path):
     data = token_dataset(5)
-    assert "comment" in data.column_names
+    assert "number" in data.column_names
     expected = Trainer(INPUTS["bert"][0](), arguments(tmp_path), eval_dataset=data).evaluate()
     trainer = make_trainer(tmp_path, "bert", model=ready("bert"), plain=True, eval_dataset=data)
     assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]

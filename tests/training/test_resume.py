@@ -125,7 +125,9 @@ def test_the_resumed_run_takes_the_ranking_of_the_checkpoint_and_measures_none(t
     trainer.prepare_model(tmp_path / "checkpoint-4")
     assert trainer.model.layer_ranking == other
     assert {row.name for row in trainer.model.pool} == set(other.top(num_layers=2))
-    assert (tmp_path / "checkpoint-4" / RANKING_NAME).is_file()
+    # The whole way: a ranking that is measured anew, in fewer steps, would not be this one.
+    resumed = run(tmp_path, "conv", config, ADAMW, 5, ranking_steps=3)
+    assert measured.info["num_steps"] == 10 and resumed.model.layer_ranking == measured
 
 
 def test_the_latest_checkpoint_is_found(tmp_path):

@@ -10,8 +10,19 @@ from hf_trady.layers import read_channels
 from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
 
-from ..tiny import ConvNet, Rows, bert, conv_net, copy_of_state, different_keys, gpt2, image_batch, lm_batch
-from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer
+from ..tiny import (
+    ConvNet,
+    Rows,
+    bert,
+    conv_net,
+    copy_of_state,
+    different_keys,
+    gpt2,
+    image_batch,
+    lm_batch,
+    token_batch,
+)
+from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer, token_dataset
 
 
 LOGGED = (
@@ -79,6 +90,31 @@ def test_it_trains_evaluates_and_touches_nothing_but_the_head_and_what_is_drawn(
         before = read_channels(modules[0], torch.arange(len(drawn[name])))
         changed = (before != end[name]).flatten(1).any(1)
         assert not (changed & ~drawn[name]).any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_learns(task, tmp_path):
+    data = TASKS[task][1](12)
+    trainer = make_trainer(tmp_path, task, train_dataset=data, eval_dataset=data, num_train_epochs=8)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("remove", [True, False])
+def test_columns_that_the_model_does_not_take_are_removed_where_that_is_wanted(remove, plain, tmp_path):
+    model = TraDyModel(bert(), TraDyConfig(0.3, "dynamic_full_random"), token_batch(1))
+    data = token_dataset(8)
+    trainer = make_trainer(
+        tmp_path, "bert", model=model, plain=plain, train_dataset=data, remove_unused_columns=remove
+    )
+    taken = {"input_ids", "attention_mask", "labels"}
+    for dataloader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader(data)):
+        assert set(next(iter(dataloader))) == (taken if remove else taken | {"number"})
+    if remove:
+        trainer.train()
+        assert trainer.state.global_step == 4
 
 
 @pytest.mark.parametrize("config", [{}, {"resample_every": 2}, {"strategy": "static_full_random"}], ids=str)
