@@ -1,25 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
-from hf_trady.saving import WEIGHTS_NAME
-from hf_trady.selection import RANKING_NAME
 
 from ..tiny import (
-    ConvNet,
-    Rows,
     bert,
     conv_net,
     copy_of_state,
     different_keys,
-    gpt2,
-    image_batch,
-    lm_batch,
     token_batch,
 )
 from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer, token_dataset
@@ -95,7 +87,15 @@ def test_it_trains_evaluates_and_touches_nothing_but_the_head_and_what_is_drawn(
 @pytest.mark.parametrize("task", TASKS)
 def test_it_learns(task, tmp_path):
     data = TASKS[task][1](12)
-    trainer = make_trainer(tmp_path, task, train_dataset=data, eval_dataset=data, num_train_epochs=8)
+    trainer = make_trainer(
+        tmp_path,
+        task,
+        config={"norm_mode": "train"},
+        train_dataset=data,
+        eval_dataset=data,
+        num_train_epochs=12,
+        learning_rate=0.03,
+    )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
@@ -197,63 +197,6 @@ def test_what_the_optimizer_steps_reaches_the_weights(optim, tmp_path):
     assert trainer.args.optim == optim
 
 
-@pytest.mark.parametrize("task", ["conv", "bert", "gpt2"])
-def test_the_best_weights_come_back_bit_for_bit(task, tmp_path):
-    model, data = None, None
-    if task == "gpt2":  # tied weights
-        data = Rows(lm_batch(12))
-        model = TraDyModel(gpt2(), TraDyConfig(0.3, "dynamic_full_random"))
-    losses = iter([3.0, 1.0, 2.0])
-    states = []
-
-    def metrics(prediction):
-        states.append(copy_of_state(trainer.model))
-        return {"score": next(losses)}
-
-    trainer = make_trainer(
-        tmp_path,
-        "bert" if task == "gpt2" else task,
-        model=model,
-        num_train_epochs=3,
-        eval_dataset=data or TASKS[task][1](6),
-        **({"train_dataset": data} if data else {}),
-        compute_metrics=metrics,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-        greater_is_better=False,
-    )
-    trainer.train()
-    assert different_keys(states[0], states[1]) and different_keys(states[2], states[1])
-    assert different_keys(copy_of_state(trainer.model), states[1]) == []
-    trainer.save_model(tmp_path / "best")
-    base = gpt2() if task == "gpt2" else TASKS[task][0]()
-    assert different_keys(copy_of_state(TraDyModel.from_pretrained(tmp_path / "best", base)), states[1]) == []
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_checkpoints_are_small_and_load_with_from_pretrained(task, tmp_path):
-    trainer = make_trainer(tmp_path, task, save_strategy="steps", save_steps=2, config={"strategy": "trady"})
-    trainer.train()
-    trainer.save_model()
-    end = copy_of_state(trainer.model)
-    checkpoints = sorted(tmp_path.glob("checkpoint-*"))
-    assert [path.name for path in checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    for path in (tmp_path, *checkpoints):
-        assert {WEIGHTS_NAME, RANKING_NAME, "trady_config.json", "training_args.bin"} <= {
-            p.name for p in path.iterdir()
-        }
-        assert not (path / "model.safetensors").exists() and not (path / "pytorch_model.bin").exists()
-    for path in (tmp_path, checkpoints[-1]):
-        restored = TraDyModel.from_pretrained(path, TASKS[task][0]())
-        assert different_keys(copy_of_state(restored), end) == []
-        assert restored.layer_ranking == trainer.model.layer_ranking
-    assert f"{trainer.model._heads[0]}.weight" in {
-        key.removeprefix("tensor.") for key in load_file(tmp_path / WEIGHTS_NAME)
-    }
-
-
 def test_max_steps_ends_a_run_and_a_stream_draws_every_few_steps(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -264,61 +207,6 @@ def test_max_steps_ends_a_run_and_a_stream_draws_every_few_steps(tmp_path):
     watch = Watch().attach(trainer)
     trainer.train()
     assert [number for _, number, _ in watch.seen] == [0, 0, 1, 1, 2]
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_label_smoothing_gives_the_loss_of_a_plain_trainer(kind, tmp_path):
-    make, batch = {"bert": (bert, TASKS["bert"][1](4)), "gpt2": (gpt2, Rows(lm_batch(4)))}[kind]
-    expected = Trainer(make(), arguments(tmp_path, label_smoothing_factor=0.3), eval_dataset=batch).evaluate()
-    for plain in (False, True):
-        model = TraDyModel(make(), TraDyConfig(0.3, "dynamic_full_random"))
-        kwargs = {"eval_dataset": batch, "label_smoothing_factor": 0.3}
-        actual = make_trainer(tmp_path, "bert", model=model, plain=plain, **kwargs).evaluate()
-        assert actual["eval_loss"] == pytest.approx(expected["eval_loss"])
-
-
-class Loose(ConvNet):
-    """Takes any keyword, and does nothing with it."""
-
-    def forward(self, x, **kwargs):
-        return super().forward(x)
-
-
-# Not a BERT classifier: its loss takes num_items_in_batch and ignores it, under any Trainer.
-@pytest.mark.parametrize("task", ["gpt2", "wrapper", "conv", "loose"])
-def test_two_micro_batches_step_like_the_batch_of_both(task, tmp_path):
-    make = {"gpt2": gpt2, "loose": lambda: Loose().eval()}.get(task) or TASKS[task][0]
-    data = Rows(lm_batch(12)) if task == "gpt2" else TASKS["conv" if task == "loose" else task][1]()
-    ends, start = [], copy_of_state(make())
-    for size, accumulation in ((6, 1), (3, 2)):
-        net = make()
-        net.load_state_dict(start)
-        trainer = make_trainer(
-            tmp_path,
-            model=TraDyModel(net, TraDyConfig(0.3, "dynamic_full_random")),
-            train_dataset=data,
-            optim="sgd",
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-        )
-        trainer.train()
-        ends.append(copy_of_state(trainer.model))
-    assert different_keys(start, ends[0])
-    for key, value in ends[0].items():
-        torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-5)
-
-
-def test_a_raw_model_takes_the_loss_that_it_is_given_and_smoothed_labels(tmp_path):
-    net, (images, labels) = conv_net(), image_batch(8, 16)
-    with torch.no_grad():
-        logits = net(images)
-    for kwargs, loss in (
-        ({}, torch.nn.CrossEntropyLoss()),
-        ({"label_smoothing_factor": 0.2}, torch.nn.CrossEntropyLoss(label_smoothing=0.2)),
-        ({"compute_loss_func": lambda logits, labels, **_: logits.square().mean()}, lambda x, _: x.square().mean()),
-    ):
-        trainer = make_trainer(tmp_path, "conv", eval_dataset=image_rows(8), **kwargs)
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss(logits, labels).item(), rel=1e-5)
 
 
 def test_training_a_second_time_starts_the_channels_without_old_optimizer_state(tmp_path):
