@@ -269,3 +269,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
     backward(model, batch)
     assert len(calls) == 2  # the forward was run again
     check_gradients(model, plain)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_an_evaluation_before_the_backward_of_a_checkpointed_forward_does_not_disturb_it(reentrant):
+    make, batch = MODELS["bert"]
+    plain = make()
+    model = wrap(copy.deepcopy(plain), inputs_of(batch), 1.0)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()  # without it a reentrant checkpoint drops the gradients of its first block
+    backward(plain, batch)
+    loss = loss_of(model.train(), batch)
+    with torch.no_grad():
+        loss_of(model, batch)
+    loss.backward()
+    check_gradients(model, plain)

@@ -95,16 +95,21 @@ class ActiveChannels(nn.Module):
                 write_channels(self.layers[name][0], self.selection[name], part)
 
     def attach(self) -> None:
-        """Prepare a forward: write the values back and, if gradients are on, hand each layer its view."""
+        """Prepare a forward: write the values back and, if gradients are on, hand each layer its view.
+
+        Without gradients the layers keep the views of the last training forward: with gradient checkpointing its
+        backward may still be to come, and runs the layers again.
+        """
         self.write_back()
-        training = torch.is_grad_enabled()
-        if training and not self._marked:
+        if not torch.is_grad_enabled():
+            return
+        if not self._marked:
             self._mark_touched()
         for names, parameter in zip(self.groups, self.flat, strict=True):
             for name, part in self._split(names, parameter, self.selection):
                 for module in self.layers[name]:
                     module.active_index = module.active_index.to(part.device)
-                    module.active_view = part if training else None
+                    module.active_view = part
 
     def _mark_touched(self) -> None:
         for name, index in self.selection.items():

@@ -18,7 +18,7 @@ class SparseLayer:
         leading_dims: How many leading dimensions of `channel_view(weight)`, 1 or 2, enumerate input channels.
         active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
         active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
-            gradient, equal to the slice of `weight`. None outside a training forward.
+            gradient, equal to the slice of `weight`. None before the first training forward.
     """
 
     channel_dim: ClassVar[int]

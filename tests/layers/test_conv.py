@@ -80,6 +80,17 @@ def test_depthwise_with_a_multiplier(multiplier, kernel):
         check_against_autograd(conv.to(memory_format=torch.channels_last), x, index)
 
 
+@pytest.mark.parametrize("stride", [2, (1, 3), (3, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_with_a_stride(stride, bias):
+    conv = fill(nn.Conv2d(5, 4, 1, stride=stride, bias=bias).double(), 1)
+    for size in [(7, 8), (4, 9)]:
+        x = torch.randn(2, 5, *size, dtype=torch.float64)
+        for index in ([3], [0, 4], list(range(5))):
+            check_against_autograd(conv, x, index)
+            check_against_autograd(conv, x.to(memory_format=torch.channels_last), index)
+
+
 @given(cases())
 @settings(max_examples=30, deadline=None)
 def test_channels_last_is_kept(case):
