@@ -168,6 +168,24 @@ def test_carry_keeps_the_state_of_exactly_the_channels_that_stay(first, second):
                 assert torch.equal(row, before[name][first[name].index(channel)] if stays else torch.zeros_like(row))
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
+def test_the_forward_after_a_step_uses_the_new_values(context):
+    net, active = build(FIRST)
+    optimizer = torch.optim.SGD(active.parameters(), lr=0.1)
+    before = net(X).detach()
+    loss(net).backward()
+    optimizer.step()
+    with context():
+        after = net(X)
+    twin = Net()
+    twin.load_state_dict(net.state_dict())  # what the layers hold now
+    for name, index in FIRST.items():
+        stepped = parts(active, active.flat[0], FIRST)[0][name]
+        assert torch.equal(read_channels(twin.get_submodule(name), torch.tensor(index)), stepped)
+    torch.testing.assert_close(after, twin(X))
+    assert not torch.allclose(after, before)
+
+
 def test_reset_drops_the_state():
     net, active = build(FIRST)
     head = nn.Parameter(torch.ones(3))

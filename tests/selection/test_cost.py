@@ -171,7 +171,7 @@ class Branches(nn.Module):
         self.runs = []
 
     def forward(self, x):
-        self.runs.append(torch.is_grad_enabled())
+        self.runs.append((torch.is_grad_enabled(), self.dropout.training))
         layer = self.positive if self.dropout(x).sum().item() > 0 else self.negative
         return layer(x[x[:, 0] > 0])
 
@@ -180,7 +180,7 @@ def test_control_flow_that_depends_on_values_falls_back_to_a_real_run(caplog):
     model = Branches()
     table = cost_table(model, torch.ones(2, 4))
     assert table.rows == (LayerCost("positive", 4, 2, 1, 2),)
-    assert model.runs == [False] and model.training and model.dropout.training
+    assert model.runs == [(False, False)] and model.training and model.dropout.training
     assert "negative" in caplog.messages[-1]
     assert not model.positive._forward_hooks
     with pytest.raises(RuntimeError):  # and the real run, too, cleans up when it fails
