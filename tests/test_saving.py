@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_trady import TraDyModel
 from hf_trady.config import CONFIG_NAME
-from hf_trady.saving import WEIGHTS_NAME
+from hf_trady.saving import WEIGHTS_NAME, checksum
 from hf_trady.selection import RANKING_NAME
 
 from .tiny import (
@@ -138,13 +138,23 @@ def refusal(path: Path, base=None, error=ValueError) -> str:
 
 
 def rewrite(path: Path, change) -> None:
-    """Save the file of weights again, with its tensors and metadata as `change(tensors, metadata)` leaves them."""
+    """Forge the file of weights: its tensors and metadata as `change(tensors, metadata)` leaves them, sums and all."""
     file = path / WEIGHTS_NAME
     data = file.read_bytes()
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     tensors = load_file(file)
     change(tensors, metadata)
+    metadata["checksums"] = json.dumps({key: checksum(value) for key, value in tensors.items()})
     save_file(tensors, file, metadata=metadata)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_in_a_tensor_is_refused(saved, place):
+    data = bytearray((saved / WEIGHTS_NAME).read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    data[header + int(place * (len(data) - header))] ^= 16
+    (saved / WEIGHTS_NAME).write_bytes(data)
+    assert "is not what was saved" in refusal(saved)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME])

@@ -53,6 +53,8 @@ def make_sparse(module: nn.Module) -> SparseLayer:
 
 def make_plain(module: SparseLayer) -> nn.Module:
     """Give `module` back the type that it had before `make_sparse`, in place."""
+    if not isinstance(module, SparseLayer):
+        return module
     plain = module.plain_class
     for name in ("plain_class", "active_index", "active_view"):
         module.__dict__.pop(name, None)

@@ -1,6 +1,6 @@
 from .pretrained import PretrainedMixin
 from .trained_state import buffer_checksums, collect_state, mark_touched, refuse_misfit, restore_state, touch_changed
-from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
+from .weights_file import WEIGHTS_NAME, TrainedState, checksum, load_state, save_state
 
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "PretrainedMixin",
     "TrainedState",
     "buffer_checksums",
+    "checksum",
     "collect_state",
     "load_state",
     "mark_touched",

@@ -53,6 +53,7 @@ def save_state(state: TrainedState, save_directory: str | os.PathLike) -> Path:
         "format": "pt",
         "trady_format": _FORMAT_VERSION,
         "witnesses": json.dumps(state.witnesses),
+        "checksums": json.dumps({key: checksum(value) for key, value in tensors.items()}),
     }
     path = Path(save_directory) / WEIGHTS_NAME
     with atomic_path(path) as temporary:
@@ -76,7 +77,10 @@ def load_state(directory: str | os.PathLike) -> TrainedState:
             if metadata.get("trady_format") != _FORMAT_VERSION:
                 raise ValueError(f"its trady_format is {metadata.get('trady_format')!r}, not {_FORMAT_VERSION!r}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        for key in tensors:
+        checksums = json.loads(metadata["checksums"])
+        for key, value in tensors.items():
+            if checksums.get(key) != checksum(value):
+                raise ValueError(f"'{key}' is not what was saved")
             if not key.startswith((_INDEX, _VALUES, _TENSOR)):
                 raise ValueError(f"it holds an unknown '{key}'")
             if key.startswith(_VALUES) and _INDEX + key.removeprefix(_VALUES) not in tensors:
