@@ -7,13 +7,7 @@ from transformers import TrainerCallback
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
 
-from ..tiny import (
-    bert,
-    conv_net,
-    copy_of_state,
-    different_keys,
-    token_batch,
-)
+from ..tiny import bert, conv_net, copy_of_state, different_keys, image_batch, token_batch
 from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer, token_dataset
 
 
@@ -146,25 +140,33 @@ def test_tensorboard_gets_the_sparsity_of_every_draw(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", ["conv", "bert"])
 def test_without_a_ranking_it_measures_one_that_leaves_weights_statistics_and_batches_alone(task, tmp_path):
-    config = {"strategy": "trady", "norm_mode": "train", "ranking_coverage": 0.8}
-    measured = make_trainer(tmp_path, task, config=config, ranking_steps=3)
+    def make(example=None, **more):
+        net = bert(dropout=0.3) if task == "bert" else conv_net()
+        config = TraDyConfig(0.3, "trady", norm_mode="train", ranking_coverage=0.8, **more)
+        return make_trainer(tmp_path, task, model=TraDyModel(net, config, example), ranking_steps=3)
+
+    measured = make()
     start = copy_of_state(measured.model)
     assert not measured.model.is_ready
     measured.prepare_model()
     ranking = measured.model.layer_ranking
     assert set(ranking.shapes) == set(measured.model._layers) and any(ranking.scores["rgn"].values())
     assert different_keys(copy_of_state(measured.model), start) == []
+    top = set(ranking.top(0.8))
+    assert top < set(measured.model._layers) and {row.name for row in measured.model.pool} == top
 
-    # A run that is given this ranking goes the same way as one that measures it.
+    # Runs that are given this ranking, or the costs too, go the same way as one that measures them.
     ranking.save_pretrained(tmp_path)
-    given = make_trainer(tmp_path, task, config=config | {"layer_ranking": str(tmp_path)})
-    fresh = make_trainer(tmp_path, task, config=config, ranking_steps=3)
-    for trainer in (given, fresh):
+    example = token_batch(1) if task == "bert" else image_batch(1, 16)[0]
+    ends = []
+    for kwargs in ({}, {"layer_ranking": str(tmp_path)}, {"layer_ranking": str(tmp_path), "example": example}):
+        trainer = make(**kwargs)
+        assert trainer.model.is_ready == ("example" in kwargs)
         trainer.train()
         assert trainer.model.layer_ranking == ranking
-    assert different_keys(copy_of_state(given.model), copy_of_state(fresh.model)) == []
-    top = set(ranking.top(0.8))
-    assert top < set(given.model._layers) and {row.name for row in given.model.pool} == top
+        ends.append(copy_of_state(trainer.model))
+    assert different_keys(start, ends[0])
+    assert different_keys(ends[0], ends[1]) == [] and different_keys(ends[0], ends[2]) == []
 
 
 @pytest.mark.parametrize("every", ["epoch", 1, 2])
