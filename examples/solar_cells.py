@@ -198,8 +198,9 @@ def run(method: str, train_dataset: Dataset, eval_dataset: Dataset, options: arg
 def show(results: dict[str, dict], console: Console) -> None:
     """Print the methods side by side."""
     table = Table(title="Defective solar cells, EfficientNet-Lite0")
-    for name in ("method", "accuracy", "act. sparsity", "weight sparsity", "FLOPs saved", "parameters", "seconds"):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    table.add_column("method")
+    for name in ("accuracy", "act.\nsparsity", "weight\nsparsity", "FLOPs\nsaved", "trained\nparams", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for method, result in results.items():
         report = result.get("report", {})
         names = ("activation_sparsity", "weight_sparsity", "flops_saved")

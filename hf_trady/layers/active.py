@@ -46,10 +46,6 @@ class ActiveChannels(nn.Module):
         self.touched = touched
         self._marked = False
 
-    def numel(self) -> int:
-        """Elements allocated."""
-        return sum(parameter.numel() for parameter in self.flat)
-
     def assign(
         self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False
     ) -> None:

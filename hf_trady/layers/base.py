@@ -14,14 +14,12 @@ class SparseLayer:
     the attributes of the plain layer, so they may be called on one: `SparseLinear.num_channels(linear)`.
 
     Attributes:
-        channel_dim: Dimension of the input that enumerates input channels.
         leading_dims: How many leading dimensions of `channel_view(weight)`, 1 or 2, enumerate input channels.
         active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
         active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
             gradient, equal to the slice of `weight`. None before the first training forward.
     """
 
-    channel_dim: ClassVar[int]
     leading_dims: ClassVar[int]
     active_index: Tensor | None = None
     active_view: Tensor | None = None

@@ -102,7 +102,6 @@ def _grad_active(grad_output: Tensor, x_active: Tensor, weight_shape, index: Ten
 class SparseConv2d(SparseLayer, nn.Conv2d):
     """`nn.Conv2d` that trains some of its input channels."""
 
-    channel_dim = 1
     leading_dims = 2  # group, channel within the group
 
     def num_channels(self) -> int:

@@ -37,7 +37,6 @@ class _LinearFunction(torch.autograd.Function):
 
 
 class _SparseFullyConnected(SparseLayer):
-    channel_dim = -1
     leading_dims = 1
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,11 +32,10 @@ class EpochTableCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.latest.update(logs or {})
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, **kwargs):
         super().on_evaluate(args, state, control, **kwargs)
         if not state.is_world_process_zero or self.training_bar is None:
             return
-        self.latest.update(metrics or {})
         if "trady/budget" in self.latest:
             self.latest["budget_used"] = self.latest["trady/units"] / self.latest["trady/budget"]
         cells = [_cell(template, self.latest) for template in COLUMNS.values()]
