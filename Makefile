@@ -29,7 +29,7 @@ benchmarks: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --no-compile --editable ".[demo,dev]"
 	touch $@
 
 clean:

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="runs/demo")
-    parser.add_argument("--quick", action="store_true", help="448 training images, 256 test images, 2 epochs")
+    parser.add_argument("--quick", action="store_true", help="320 training images, 256 test images, 2 epochs")
     options = parser.parse_args()
     console = Console(soft_wrap=True)
 
@@ -121,7 +121,7 @@ def main() -> None:
     images, labels = load_images(options.image_size)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=options.seed)
     if options.quick:
-        train, test, options.num_train_epochs = train[:448], test[:256], min(options.num_train_epochs, 2)
+        train, test, options.num_train_epochs = train[:320], test[:256], min(options.num_train_epochs, 2)
     train_dataset = SolarCells(images[train], labels[train], augment=True)
     eval_dataset = SolarCells(images[test], labels[test], augment=False)
     console.print(
