@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .files import write_text
+from .lean import MODES
 from .memory import parse_budget
 from .selection.strategies import STRATEGIES
 
@@ -95,6 +96,13 @@ class TraDyConfig:
         default="frozen",
         metadata={"help": "'frozen' keeps the running statistics of batch-norms; 'train' lets training move them."},
     )
+    lean_backward: str = field(
+        default="compressed",
+        metadata={
+            "help": "What layers that are not updated keep for backward: 'compressed', one bit or eight an element; "
+            "'exact', as little as gives the same gradients; 'off', what autograd keeps."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Channels are a pure function of this seed and the epoch."})
     base_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The Hub id or path of the model that this one was fine-tuned from."}
@@ -111,6 +119,7 @@ class TraDyConfig:
         _check_choice("strategy", self.strategy, STRATEGIES)
         _check_choice("optimizer_state", self.optimizer_state, ("reset", "carry"))
         _check_choice("norm_mode", self.norm_mode, ("frozen", "train"))
+        _check_choice("lean_backward", self.lean_backward, MODES)
         if self.resample_every != "epoch" and not (_is_int(self.resample_every) and self.resample_every >= 1):
             raise _refusal("resample_every", self.resample_every, "'epoch' or an int of at least 1 (optimizer steps)")
         if not (_is_number(self.ranking_coverage) and 0 < self.ranking_coverage <= 1):

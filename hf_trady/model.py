@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
-from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse
+from .layers import ActiveChannels, SparseLayer, make_sparse, why_unsupported
+from .lean import join_epilogues, make_model_lean
 from .sampler import ChannelSampler
 from .saving import (
     PretrainedMixin,
@@ -22,6 +23,7 @@ from .saving import (
     touch_changed,
 )
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
+from .standin import swap_out
 from .targets import find_biases, find_heads, find_layers, outside, select_targets
 
 
@@ -83,8 +85,9 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._buffer_sums = buffer_checksums(base_model)
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in base_model.parameters()]
         self._freeze()
-        for module in self._sparse_modules():
-            make_sparse(module)
+        self._swap()
+        if example_inputs is not None:
+            self._join_epilogues(example_inputs)
         self._hook = base_model.register_forward_pre_hook(self._before_forward)
         self.train(base_model.training)
         self._build()
@@ -123,6 +126,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
             ValueError: If the budget is below the cheapest channel.
         """
         self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
+        self._join_epilogues(example_inputs)
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
@@ -249,8 +253,8 @@ class TraDyModel(PretrainedMixin, nn.Module):
     def merge_and_unload(self) -> nn.Module:
         """Turn the base model back into an ordinary one that holds what was trained, and return it."""
         self._write_back()
-        for module in self._sparse_modules():
-            make_plain(module)
+        for module in self.base_model.modules():
+            swap_out(module)
         self._hook.remove()
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
@@ -291,6 +295,28 @@ class TraDyModel(PretrainedMixin, nn.Module):
     def _write_back(self) -> None:
         if self.active is not None:
             self.active.write_back()
+
+    def _swap(self) -> None:
+        """Give the layers that may be updated a sparse backward, and all else outside the head a lean one."""
+        for module in self._sparse_modules():
+            make_sparse(module)
+        if self.trady_config.lean_backward != "off":
+            for module in self._convs().values():
+                make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
+            others = [module for _, module in outside(self.base_model, self._heads)]
+            make_model_lean(others, self.trady_config.lean_backward)
+
+    def _convs(self) -> dict[str, nn.Module]:
+        """The convolutions outside the head, by name."""
+        return {
+            name: module
+            for name, module in outside(self.base_model, self._heads)
+            if isinstance(module, nn.Conv2d) and why_unsupported(module) is None
+        }
+
+    def _join_epilogues(self, example_inputs: Any) -> None:
+        if self.trady_config.lean_backward != "off" and self.trady_config.norm_mode == "frozen":
+            join_epilogues(self.base_model, self._convs(), example_inputs)
 
     def _freeze(self) -> None:
         trained = set(self._whole_parameters().values())

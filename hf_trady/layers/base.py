@@ -5,8 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..standin import StandIn
 
-class SparseLayer:
+
+class SparseLayer(StandIn):
     """Mixin for a subclass of a torch layer whose backward keeps and computes only some input channels.
 
     A layer is turned sparse by assigning its `__class__` (see `registry.py`), so its Parameters, state-dict keys,
@@ -20,6 +22,8 @@ class SparseLayer:
             gradient, equal to the slice of `weight`. None before the first training forward.
     """
 
+    own_attributes = ("active_index", "active_view")
+    transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
     active_index: Tensor | None = None
     active_view: Tensor | None = None
@@ -40,17 +44,12 @@ class SparseLayer:
         """Why this very layer can't be trained by channel, or None when it can."""
         return None
 
-    def _cast(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """`(x, weight, bias, active_view)` as autocast would hand them to the plain operation."""
-        tensors = (x, self.weight, self.bias, self.active_view)
-        if not torch.is_autocast_enabled(x.device.type):
+    def _cast(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """`tensors` as autocast would hand them to the plain operation."""
+        if not torch.is_autocast_enabled(tensors[0].device.type):
             return tensors
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = torch.get_autocast_dtype(tensors[0].device.type)
         return tuple(tensor if _keeps_dtype(tensor) else tensor.to(dtype) for tensor in tensors)
-
-    def __getstate__(self):
-        # A view with a graph can be neither copied nor pickled; the next forward sets it anew.
-        return {key: value for key, value in self.__dict__.items() if key != "active_view"}
 
 
 def _keeps_dtype(tensor: Tensor | None) -> bool:

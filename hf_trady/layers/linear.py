@@ -44,7 +44,7 @@ class _SparseFullyConnected(SparseLayer):
         # whole (while layers are ranked) is left to autograd.
         if self.active_view is None or self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(x)
-        x, weight, bias, active = self._cast(x)
+        x, weight, bias, active = self._cast(x, self.weight, self.bias, self.active_view)
         return _LinearFunction.apply(x, self._as_linear(weight), bias, active, self.active_index)
 
     def _as_linear(self, weight: Tensor) -> Tensor:

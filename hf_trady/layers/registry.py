@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..standin import swap_in, swap_out
 from .base import SparseLayer
 
 
@@ -44,19 +45,9 @@ def why_unsupported(module: nn.Module) -> str | None:
 
 def make_sparse(module: nn.Module) -> SparseLayer:
     """Turn `module` into its sparse-backward type, in place. The inverse is `make_plain`."""
-    if not isinstance(module, SparseLayer):
-        plain = type(module)
-        module.__class__ = sparse_type(module)
-        module.plain_class = plain
-    return module
+    return swap_in(module, sparse_type(module))
 
 
 def make_plain(module: SparseLayer) -> nn.Module:
     """Give `module` back the type that it had before `make_sparse`, in place."""
-    if not isinstance(module, SparseLayer):
-        return module
-    plain = module.plain_class
-    for name in ("plain_class", "active_index", "active_view"):
-        module.__dict__.pop(name, None)
-    module.__class__ = plain
-    return module
+    return swap_out(module)

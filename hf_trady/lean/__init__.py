@@ -1,0 +1,26 @@
+"""Stand-ins for what is not updated, whose backward keeps almost nothing."""
+
+from .activations import GatedActivation
+from .apply import join_epilogues, make_model_lean
+from .base import LeanModule
+from .batch_norm import FrozenBatchNorm
+from .chains import Chain, find_chains
+from .epilogue import ConvEpilogue
+from .registry import LEAN_MODULES, MODES, lean_type, make_lean, register_lean
+
+
+__all__ = [
+    "LEAN_MODULES",
+    "MODES",
+    "Chain",
+    "ConvEpilogue",
+    "FrozenBatchNorm",
+    "GatedActivation",
+    "LeanModule",
+    "find_chains",
+    "join_epilogues",
+    "lean_type",
+    "make_lean",
+    "make_model_lean",
+    "register_lean",
+]

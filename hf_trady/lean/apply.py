@@ -1,0 +1,49 @@
+"""Making a whole model backward-lean."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers.utils import logging
+
+from ..fake import VALUE_DEPENDENT, fake_copy
+from .batch_norm import FrozenBatchNorm
+from .chains import find_chains
+from .epilogue import ConvEpilogue
+from .registry import make_lean
+
+
+logger = logging.get_logger(__name__)
+
+
+def make_model_lean(modules: Iterable[nn.Module], mode: str) -> None:
+    """Turn every one of `modules` that has a stand-in in `mode` into it, in place."""
+    for module in modules:
+        make_lean(module, mode)
+
+
+def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inputs: Any) -> None:
+    """Let convolutions do the work of the norm and the activation that follow them.
+
+    Looks at one forward on fake tensors; a model whose shapes or control flow depend on values keeps them apart.
+
+    Args:
+        model: The model, its norms and activations lean.
+        convs: By name, its sparse convolutions that may take an epilogue.
+        example_inputs: A batch (tensor, tuple or dict of inputs).
+    """
+    try:
+        with fake_copy(model, example_inputs) as (fake, args, kwargs):
+            fake.train()
+            for module in fake.modules():
+                if isinstance(module, FrozenBatchNorm):
+                    module.eval()
+            chains = find_chains(fake, args, kwargs)
+    except VALUE_DEPENDENT as error:
+        logger.info(f"Norms stay apart from their convolutions, as the model's shapes depend on values ({error}).")
+        return
+    for chain in chains:
+        norm = model.get_submodule(chain.norm)
+        if chain.conv in convs and isinstance(norm, FrozenBatchNorm):
+            activation = None if chain.activation is None else model.get_submodule(chain.activation)
+            convs[chain.conv].epilogue = ConvEpilogue(norm, activation)

@@ -1,0 +1,41 @@
+"""What every backward-lean module is: an ordinary module whose backward keeps little of its input or output."""
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from ..standin import StandIn
+
+
+class LeanModule(StandIn):
+    """Mixin for a subclass of a module that isn't updated and computes the same with less kept for backward.
+
+    In eval, `no_grad` and generate it is the plain module.
+    """
+
+    def keeps_for_backward(self, x: Tensor) -> bool:
+        """Whether autograd would follow this call."""
+        return torch.is_grad_enabled() and x.requires_grad
+
+
+class Absorbable(LeanModule):
+    """A lean module whose work the convolution before it can do in place on its own output (see `epilogue.py`)."""
+
+    own_attributes = ("_done",)
+    transient_attributes = ("_done",)
+    _done: weakref.ref | None = None
+
+    def mark_done(self, output: Tensor) -> None:
+        """`output` has been through this module."""
+        self._done = weakref.ref(output)
+
+    def is_done(self, x: Tensor) -> bool:
+        """Whether `x`, with which this module is called, has been through it already; asks once."""
+        done, self._done = self._done, None
+        return done is not None and done() is x
+
+    @property
+    def awaits(self) -> bool:
+        """Whether an output that is marked as done has not come by."""
+        return self._done is not None and self._done() is not None

@@ -1,0 +1,43 @@
+"""Turning a module into a subclass of its type, in place and reversibly."""
+
+from typing import ClassVar
+
+from torch import nn
+
+
+class StandIn:
+    """Mixin for a subclass that a module becomes by assigning its `__class__`.
+
+    The module's Parameters, state-dict keys, hooks and identity stay what they were.
+
+    Attributes:
+        plain_class: The type that the module had before.
+        own_attributes: Names of the instance attributes that the subclass adds; they go when it does.
+        transient_attributes: Those of them that can be neither copied nor pickled; the next forward sets them anew.
+    """
+
+    plain_class: type[nn.Module]
+    own_attributes: ClassVar[tuple[str, ...]] = ()
+    transient_attributes: ClassVar[tuple[str, ...]] = ()
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key not in self.transient_attributes}
+
+
+def swap_in(module: nn.Module, kind: type[StandIn]) -> nn.Module:
+    """Turn `module` into `kind`, in place. The inverse is `swap_out`."""
+    if not isinstance(module, StandIn):
+        plain = type(module)
+        module.__class__ = kind
+        module.plain_class = plain
+    return module
+
+
+def swap_out(module: nn.Module) -> nn.Module:
+    """Give `module` back the type that it had before `swap_in`, in place."""
+    if isinstance(module, StandIn):
+        plain = module.plain_class
+        for name in ("plain_class", *module.own_attributes):
+            module.__dict__.pop(name, None)
+        module.__class__ = plain
+    return module
