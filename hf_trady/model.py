@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
-from .layers import ActiveChannels, SparseLayer, make_sparse, why_unsupported
-from .lean import join_epilogues, make_model_lean
+from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse, why_unsupported
+from .lean import join_epilogues, make_model_lean, make_model_plain
 from .sampler import ChannelSampler
 from .saving import (
     PretrainedMixin,
@@ -23,7 +23,6 @@ from .saving import (
     touch_changed,
 )
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
-from .standin import swap_out
 from .targets import find_biases, find_heads, find_layers, outside, select_targets
 
 
@@ -253,8 +252,9 @@ class TraDyModel(PretrainedMixin, nn.Module):
     def merge_and_unload(self) -> nn.Module:
         """Turn the base model back into an ordinary one that holds what was trained, and return it."""
         self._write_back()
+        make_model_plain(self.base_model)
         for module in self.base_model.modules():
-            swap_out(module)
+            make_plain(module)
         self._hook.remove()
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
@@ -300,11 +300,11 @@ class TraDyModel(PretrainedMixin, nn.Module):
         """Give the layers that may be updated a sparse backward, and all else outside the head a lean one."""
         for module in self._sparse_modules():
             make_sparse(module)
-        if self.trady_config.lean_backward != "off":
+        mode = self.trady_config.lean_backward
+        if mode != "off":
             for module in self._convs().values():
                 make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
-            others = [module for _, module in outside(self.base_model, self._heads)]
-            make_model_lean(others, self.trady_config.lean_backward)
+        make_model_lean(self.base_model, [module for _, module in outside(self.base_model, self._heads)], mode)
 
     def _convs(self) -> dict[str, nn.Module]:
         """The convolutions outside the head, by name."""

@@ -50,4 +50,4 @@ def make_sparse(module: nn.Module) -> SparseLayer:
 
 def make_plain(module: SparseLayer) -> nn.Module:
     """Give `module` back the type that it had before `make_sparse`, in place."""
-    return swap_out(module)
+    return swap_out(module) if isinstance(module, SparseLayer) else module

@@ -7,6 +7,9 @@ from torch import nn
 from transformers.utils import logging
 
 from ..fake import VALUE_DEPENDENT, fake_copy
+from ..standin import swap_out
+from .attention import make_attention_lean, make_attention_plain
+from .base import LeanModule
 from .batch_norm import FrozenBatchNorm
 from .chains import find_chains
 from .epilogue import ConvEpilogue
@@ -16,10 +19,24 @@ from .registry import make_lean
 logger = logging.get_logger(__name__)
 
 
-def make_model_lean(modules: Iterable[nn.Module], mode: str) -> None:
-    """Turn every one of `modules` that has a stand-in in `mode` into it, in place."""
+def make_model_lean(model: nn.Module, modules: Iterable[nn.Module], mode: str) -> None:
+    """Turn every one of `modules`, parts of `model`, that has a stand-in in `mode` into it, in place.
+
+    The attention of transformers models is chosen for the whole model.
+    """
+    if mode == "off":
+        return
     for module in modules:
         make_lean(module, mode)
+    make_attention_lean(model)
+
+
+def make_model_plain(model: nn.Module) -> None:
+    """Undo `make_model_lean`."""
+    for module in model.modules():
+        if isinstance(module, LeanModule):
+            swap_out(module)
+    make_attention_plain(model)
 
 
 def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inputs: Any) -> None:

@@ -1,6 +1,7 @@
 """What every backward-lean module is: an ordinary module whose backward keeps little of its input or output."""
 
 import weakref
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,12 @@ class LeanModule(StandIn):
     """Mixin for a subclass of a module that isn't updated and computes the same with less kept for backward.
 
     In eval, `no_grad` and generate it is the plain module.
+
+    Attributes:
+        exact: Whether its gradients are those of the plain module to float rounding.
     """
+
+    exact: ClassVar[bool]
 
     def keeps_for_backward(self, x: Tensor) -> bool:
         """Whether autograd would follow this call."""

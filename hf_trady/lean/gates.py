@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bits import dense, num_samples, pack, planes, unpack
+from .bits import pack, planes, unpack
 from .kernels import fused
 
 
@@ -67,7 +67,5 @@ def _gated_eager(grad: Tensor, bits: Tensor, inside: float, outside: float) -> T
 def _gated(grad: Tensor, bits: Tensor, inside: float, outside: float) -> Tensor:
     """`grad`, `[samples, 8, n]`, times the derivative that `bits`, uint8 `[samples, n]`, tell."""
     bits = bits.int()
-    parts = [
-        torch.where((bits & (1 << bit)) != 0, grad[:, bit] * inside, grad[:, bit] * outside) for bit in range(8)
-    ]
+    parts = [torch.where((bits & (1 << bit)) != 0, grad[:, bit] * inside, grad[:, bit] * outside) for bit in range(8)]
     return torch.stack(parts, 1)

@@ -40,7 +40,9 @@ def fused(eager: Callable) -> Callable:
             except (TorchDynamoException, BackendCompilerFailed, InductorError) as error:
                 failed = True
                 reason = str(error).strip().splitlines()[0]
-                logger.warning(f"Can't compile {function.__name__} ({reason}); running it uncompiled, which is slower.")
+                logger.warning(
+                    f"Can't compile {function.__name__} ({reason}); running it uncompiled, which is slower."
+                )
                 return eager(x, *args)
 
         return run

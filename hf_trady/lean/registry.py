@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..standin import swap_in
+from ..standin import StandIn, swap_in
 from .base import LeanModule
 
 
@@ -12,13 +12,22 @@ MODES = ("compressed", "exact", "off")
 """What `lean_backward` may be: keep 8 bits where one would not do, only what is exact, or swap nothing."""
 
 LEAN_MODULES: dict[type[nn.Module], type[LeanModule]] = {}
+_COPIED: list[type[nn.Module]] = []
 
 
-def register_lean(plain: type[nn.Module]) -> Callable[[type[LeanModule]], type[LeanModule]]:
-    """Class decorator: the decorated class stands in for `plain`, of which it is a subclass."""
+def register_lean(plain: type[nn.Module], *, copied: bool = False) -> Callable[[type[LeanModule]], type[LeanModule]]:
+    """Class decorator: the decorated class stands in for `plain`, of which it is a subclass.
+
+    Args:
+        plain: The type of module.
+        copied: It also stands in for types of another name whose forward is the same code, as transformers copies
+            such modules from model to model.
+    """
 
     def register(lean: type[LeanModule]) -> type[LeanModule]:
         LEAN_MODULES[plain] = lean
+        if copied:
+            _COPIED.append(plain)
         return lean
 
     return register
@@ -26,14 +35,21 @@ def register_lean(plain: type[nn.Module]) -> Callable[[type[LeanModule]], type[L
 
 def lean_type(module: nn.Module, mode: str) -> type[LeanModule] | None:
     """The stand-in for `module` in `mode`, or None. A subclass that changes the forward of its base has none."""
-    if mode == "off" or isinstance(module, LeanModule):
+    if mode == "off" or isinstance(module, StandIn):
         return None
-    for base in type(module).__mro__:
-        if base in LEAN_MODULES:
-            kind = LEAN_MODULES[base]
-            fits = type(module).forward is base.forward and (mode == "compressed" or kind.exact)
-            return kind if fits else None
-    return None
+    forward = type(module).forward
+    plain = next((base for base in type(module).__mro__ if base in LEAN_MODULES), None)
+    if plain is None or forward is not plain.forward:
+        plain = next((kind for kind in _COPIED if _same_code(forward, kind.forward)), None)
+    kind = LEAN_MODULES.get(plain)
+    return kind if kind is not None and (mode == "compressed" or kind.exact) else None
+
+
+def _same_code(function: Callable, other: Callable) -> bool:
+    """Whether two functions consist of the same instructions on the same names and constants."""
+    codes = [getattr(f, "__code__", None) for f in (function, other)]
+    parts = [code and (code.co_code, code.co_names, code.co_consts, code.co_varnames) for code in codes]
+    return parts[0] == parts[1] is not None
 
 
 def make_lean(module: nn.Module, mode: str) -> nn.Module:
