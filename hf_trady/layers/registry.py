@@ -56,7 +56,7 @@ def make_plain(module: SparseLayer) -> nn.Module:
     if not isinstance(module, SparseLayer):
         return module
     plain = module.plain_class
-    for name in ("plain_class", "active_index", "active_view"):
+    for name in ("plain_class", "active_index", "active_view", "shared_slice"):
         module.__dict__.pop(name, None)
     module.__class__ = plain
     return module
