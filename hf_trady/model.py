@@ -285,6 +285,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
             list(groups.values()),
             [self._sampler.capacity(names) for names in groups.values()],
             self.touched,
+            [[row.name for row in rows] for rows in self.pool.sharing()],
         )
         self.active.assign(self.draw(self.epoch))
 

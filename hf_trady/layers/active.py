@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .base import SparseLayer
 from .channels import channel_shape, num_channels, read_channels, write_channels
+from .shared import SharedSlice
 
 
 Selection = Mapping[str, Tensor]
@@ -26,6 +27,8 @@ class ActiveChannels(nn.Module):
         groups: For each flat Parameter, the names of the layers that it serves, all of one dtype and device.
         capacities: For each flat Parameter, its length in elements.
         touched: Layer name -> bool `[C]`; a training forward marks the active channels here.
+        shared_inputs: Names of layers that are given the very same input, input by input. Those of them that train
+            the same channels keep one slice of it.
     """
 
     def __init__(
@@ -34,10 +37,12 @@ class ActiveChannels(nn.Module):
         groups: Sequence[Sequence[str]],
         capacities: Sequence[int],
         touched: dict[str, Tensor],
+        shared_inputs: Sequence[Sequence[str]] = (),
     ):
         super().__init__()
         self.layers = dict(layers)
         self.groups = [list(names) for names in groups]
+        self.shared_inputs = [list(names) for names in shared_inputs]
         weights = [layers[names[0]][0].weight for names in groups]
         self.flat = nn.ParameterList(
             nn.Parameter(weight.new_zeros(length)) for weight, length in zip(weights, capacities, strict=True)
@@ -62,6 +67,8 @@ class ActiveChannels(nn.Module):
         for name, modules in self.layers.items():
             for module in modules:
                 module.active_index, module.active_view = self.selection.get(name), None
+                module.shared_slice = None
+        self._share_slices()
         self._marked = False
         for names, parameter in zip(self.groups, self.flat, strict=True):
             parameter.grad = None
@@ -106,6 +113,17 @@ class ActiveChannels(nn.Module):
                 for module in self.layers[name]:
                     module.active_index = module.active_index.to(part.device)
                     module.active_view = part
+
+    def _share_slices(self) -> None:
+        for names in self.shared_inputs:
+            by_channels: dict[tuple, list[str]] = {}
+            for name in names:
+                if name in self.selection:
+                    by_channels.setdefault(tuple(self.selection[name].tolist()), []).append(name)
+            for sharing in by_channels.values():
+                shared = SharedSlice(len(sharing)) if len(sharing) > 1 else None
+                for module in (module for name in sharing for module in self.layers[name]):
+                    module.shared_slice = shared
 
     def _mark_touched(self) -> None:
         for name, index in self.selection.items():

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..standin import StandIn
+from .shared import SharedSlice, take_slice
+
 
 
 class SparseLayer(StandIn):
@@ -17,16 +19,20 @@ class SparseLayer(StandIn):
 
     Attributes:
         leading_dims: How many leading dimensions of `channel_view(weight)`, 1 or 2, enumerate input channels.
+        shares_input: Whether layers of this kind that are given the same input keep one slice of it between them.
         active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
         active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
             gradient, equal to the slice of `weight`. None before the first training forward.
+        shared_slice: Takes the slice of the input for this layer and others; None where this one takes its own.
     """
 
-    own_attributes = ("active_index", "active_view")
+    own_attributes = ("active_index", "active_view", "shared_slice")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
+    shares_input: ClassVar[bool] = False
     active_index: Tensor | None = None
     active_view: Tensor | None = None
+    shared_slice: SharedSlice | None = None
 
     def num_channels(self) -> int:
         """Number of input channels (features)."""
@@ -50,6 +56,14 @@ class SparseLayer(StandIn):
             return tensors
         dtype = torch.get_autocast_dtype(tensors[0].device.type)
         return tuple(tensor if _keeps_dtype(tensor) else tensor.to(dtype) for tensor in tensors)
+
+    def _keep(self, x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        """The active channels of `x`, which lie along `dim`, as `dtype`: all of it that backward needs.
+
+        Give it the `x` that the layer was called with: what autocast makes of it is another tensor in every layer.
+        """
+        take = take_slice if self.shared_slice is None else self.shared_slice.take
+        return take(x, self.active_index, dim, dtype)
 
 
 def _keeps_dtype(tensor: Tensor | None) -> bool:

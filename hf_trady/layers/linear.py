@@ -11,15 +11,15 @@ from .registry import register_sparse_layer
 
 
 class _LinearFunction(torch.autograd.Function):
-    """`x @ weight.T + bias` that saves, of x, only the active channels.
+    """`x @ weight.T + bias`, in x's dtype, that saves, of x, only the active channels.
 
-    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, index `[n]`.
+    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, active, index):
-        ctx.save_for_backward(x.index_select(-1, index), weight)
-        return F.linear(x, weight, bias)
+    def forward(ctx, x, weight, bias, active, x_active):
+        ctx.save_for_backward(x_active, weight)
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -27,7 +27,7 @@ class _LinearFunction(torch.autograd.Function):
         x_active, weight = ctx.saved_tensors
         grad_x = grad_bias = grad_active = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_output @ weight
+            grad_x = grad_output @ weight.to(grad_output.dtype)
         flat = grad_output.reshape(-1, grad_output.shape[-1])
         if ctx.needs_input_grad[2]:
             grad_bias = flat.sum(0)
@@ -38,14 +38,16 @@ class _LinearFunction(torch.autograd.Function):
 
 class _SparseFullyConnected(SparseLayer):
     leading_dims = 1
+    shares_input = True
 
     def forward(self, x: Tensor) -> Tensor:
         # With a frozen weight and no active channel, autograd's own linear saves nothing of x. A weight that trains
         # whole (while layers are ranked) is left to autograd.
         if self.active_view is None or self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(x)
-        x, weight, bias, active = self._cast(x, self.weight, self.bias, self.active_view)
-        return _LinearFunction.apply(x, self._as_linear(weight), bias, active, self.active_index)
+        x_cast, active = self._cast(x, self.active_view)
+        x_active = self._keep(x, -1, x_cast.dtype)
+        return _LinearFunction.apply(x_cast, self._as_linear(self.weight), self.bias, active, x_active)
 
     def _as_linear(self, weight: Tensor) -> Tensor:
         """`weight` as a view of shape `[C', C]`."""

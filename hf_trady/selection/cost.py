@@ -1,14 +1,17 @@
 """What it costs, in memory and compute, to update one input channel of each layer."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate.utils import find_batch_size
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils import logging
 
 from ..fake import VALUE_DEPENDENT, as_call, fake_copy
@@ -30,6 +33,10 @@ class LayerCost:
         activation_per_channel: Elements of the channel's input, `H * W` or the number of tokens (eq. 4), summed over
             the calls of the layer in one forward.
         macs_per_channel: Multiply-accumulates to form the channel's weight gradient, `D * D * C' * H' * W' / groups`.
+        position: Place in the order in which a forward first calls the layers, from 0. No part of equality: it counts
+            only the layers that were looked at.
+        shares_input_with: Name of the first layer that is given the very same input, where an earlier one is: like it,
+            the query, key and value layers of an attention keep that input once.
     """
 
     name: str
@@ -37,21 +44,38 @@ class LayerCost:
     weight_per_channel: int
     activation_per_channel: int
     macs_per_channel: int
+    position: int = field(default=0, compare=False)
+    shares_input_with: str | None = None
 
     @property
     def space(self) -> int:
         """Units (elements of weight gradient and saved activation) of one channel."""
         return self.weight_per_channel + self.activation_per_channel
 
+    @property
+    def input_name(self) -> str:
+        """The same for layers that share their input: the name of the first of them."""
+        return self.shares_input_with or self.name
+
 
 @dataclass(frozen=True)
 class CostTable:
-    """One `LayerCost` a layer, in the order in which the model holds them. All totals are for one sample."""
+    """One `LayerCost` a layer, in the order in which the model holds them.
+
+    All totals are for one sample; an input that several layers share counts once in them.
+
+    Raises:
+        ValueError: If layers that are to share their input differ in its size.
+    """
 
     rows: tuple[LayerCost, ...]
 
     def __post_init__(self):
         object.__setattr__(self, "_by_name", {row.name: row for row in self.rows})
+        for first, *others in self.sharing():
+            for row in others:
+                if (row.channels, row.activation_per_channel) != (first.channels, first.activation_per_channel):
+                    raise ValueError(f"'{first.name}' and '{row.name}' can't share an input: its sizes differ")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +97,7 @@ class CostTable:
     @property
     def activation_units(self) -> int:
         """Elements of all layer inputs."""
-        return sum(row.channels * row.activation_per_channel for row in self.rows)
+        return sum(row.channels * row.activation_per_channel for row, *_ in self.sharing())
 
     @property
     def total_units(self) -> int:
@@ -89,6 +113,28 @@ class CostTable:
         """The rows of the layers `names`, in this table's order."""
         names = set(names)
         return CostTable(tuple(row for row in self.rows if row.name in names))
+
+    def sharing(self) -> list[list[LayerCost]]:
+        """The rows, those that share their input together; in this table's order."""
+        groups: dict[str, list[LayerCost]] = {}
+        for row in self.rows:
+            groups.setdefault(row.input_name, []).append(row)
+        return list(groups.values())
+
+    def by_input(self) -> "CostTable":
+        """One row an input, under its `input_name`: layers that share it count as one that holds all their weights."""
+        return CostTable(
+            tuple(
+                replace(
+                    first,
+                    name=first.input_name,
+                    weight_per_channel=sum(row.weight_per_channel for row in (first, *others)),
+                    macs_per_channel=sum(row.macs_per_channel for row in (first, *others)),
+                    shares_input_with=None,
+                )
+                for first, *others in self.sharing()
+            )
+        )
 
     def to_dict(self) -> dict:
         """A JSON-serializable dict."""
@@ -109,7 +155,8 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
 
     Returns:
         The table, without layers that the forward never called (named in a warning). A layer called several times
-        counts its weight once and its input every time.
+        counts its weight once and its input every time. Layers share an input if each of them is called once, with
+        the same tensor, and their kind can keep it once (fully connected layers do, convolutions don't).
 
     Example:
         >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
@@ -124,7 +171,8 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     except VALUE_DEPENDENT as error:
         logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
-    rows = [_layer_cost(layer, batch_size) for layer in calls if layer.inputs]
+    shared = _shared_inputs(calls)
+    rows = [_layer_cost(layer, batch_size, shared.get(layer.name)) for layer in calls if layer.inputs]
     idle = [layer.name for layer in calls if not layer.inputs]
     if idle:
         logger.warning(f"Left out of the costs, as the forward never calls them: {', '.join(idle)}.")
@@ -133,28 +181,46 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
 
 @dataclass
 class _Calls:
-    """What one forward showed of the modules that share one weight: input and output elements, call by call."""
+    """What one forward showed of the modules that share one weight.
+
+    Attributes:
+        inputs: Elements of the input, call by call.
+        outputs: Elements of the output, call by call.
+        tensors: A number for the input, call by call: the same wherever any layer is given the very same tensor.
+        position: How many other weights were used before.
+    """
 
     name: str
     module: nn.Module
-    inputs: list[int]
-    outputs: list[int]
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    tensors: list[int] = field(default_factory=list)
+    position: int = -1
 
 
 def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Calls]:
     by_weight: dict[int, _Calls] = {}
+    numbers = WeakIdKeyDictionary()  # tensor -> its version (in-place changes make another input of it) -> number
+    next_number, next_position = itertools.count(), itertools.count()
     handles = []
     for name, module in model.named_modules():
         if why_unsupported(module) or (exclude_modules is not None and matches(name, exclude_modules)):
             continue
-        calls = by_weight.setdefault(id(module.weight), _Calls(name, module, [], []))
+        calls = by_weight.setdefault(id(module.weight), _Calls(name, module))
 
         def record(module, args, kwargs, output, calls=calls):
             x = args[0] if args else next(iter(kwargs.values()))
+            if not calls.inputs:
+                calls.position = next(next_position)
+            versions = numbers.setdefault(x, {})
+            calls.tensors.append(versions.setdefault(None if x.is_inference() else x._version, next(next_number)))
             calls.inputs.append(x.numel())
             calls.outputs.append(output.numel())
 
         handles.append(module.register_forward_hook(record, with_kwargs=True))
+    for module in model.modules():
+        if isinstance(module, _DropoutNd) and module.p:
+            handles.append(module.register_forward_hook(_as_in_training))
     try:
         with _eval_mode(model), torch.no_grad():
             model(*args, **kwargs)
@@ -164,7 +230,24 @@ def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Call
     return list(by_weight.values())
 
 
-def _layer_cost(calls: _Calls, batch_size: int) -> LayerCost:
+def _as_in_training(module: nn.Module, args, output: Tensor) -> Tensor:
+    """Another tensor than the input: in eval mode a dropout hands on what it is given."""
+    return output.view_as(output) if output is args[0] else output
+
+
+def _shared_inputs(calls: list[_Calls]) -> dict[str, str]:
+    """Layer name -> first layer that is given the very same input, for each that shares it with an earlier one."""
+    first: dict[int, str] = {}
+    shared = {}
+    for layer in sorted(calls, key=lambda layer: layer.position):
+        if len(layer.tensors) == 1 and sparse_type(layer.module).shares_input:
+            name = first.setdefault(layer.tensors[0], layer.name)
+            if name != layer.name:
+                shared[layer.name] = name
+    return shared
+
+
+def _layer_cost(calls: _Calls, batch_size: int, shares_input_with: str | None) -> LayerCost:
     kind = sparse_type(calls.module)
     channels = kind.num_channels(calls.module)
     weight = calls.module.weight.numel() // channels
@@ -175,6 +258,8 @@ def _layer_cost(calls: _Calls, batch_size: int) -> LayerCost:
         weight_per_channel=weight,
         activation_per_channel=math.ceil(sum(calls.inputs) / channels / batch_size),
         macs_per_channel=math.ceil(weight * positions_out / batch_size),
+        position=calls.position,
+        shares_input_with=shares_input_with,
     )
 
 

@@ -84,8 +84,11 @@ def sparsity(
         bias_units: Units that the trained biases cost.
     """
     active = [(costs[name], len(index)) for name, index in selection.items()]
+    kept = {}  # layers that share their input and train the same channels keep these once
+    for name, index in selection.items():
+        kept[costs[name].input_name, tuple(index.tolist())] = costs[name], len(index)
     weight = sum(row.weight_per_channel * n for row, n in active)
-    activation = sum(row.activation_per_channel * n for row, n in active)
+    activation = sum(row.activation_per_channel * n for row, n in kept.values())
     return SparsityReport(
         epoch=epoch,
         activation_sparsity=1 - activation / costs.activation_units,
@@ -94,7 +97,7 @@ def sparsity(
         units=weight + activation + bias_units,
         budget=budget,
         weight_bytes=sum(row.weight_per_channel * n * element_sizes[row.name] for row, n in active),
-        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in active),
+        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in kept.values()),
         active_layers=len(active),
         total_layers=len(costs),
         active_channels=sum(n for _, n in active),

@@ -24,8 +24,8 @@ class RandomStrategy:
     def order(self, costs: CostTable, generator: torch.Generator) -> Tensor:
         """A permutation of all channels of `costs`, int64 `[sum of channels]`.
 
-        Channels are numbered layer by layer, in the order of `costs`. They are taken in the returned order until the
-        budget is full.
+        Channels are numbered row by row, in the order of `costs`, which holds one row an input: a channel that several
+        layers share trains in all of them. They are taken in the returned order until the budget is full.
         """
         return torch.randperm(sum(row.channels for row in costs), generator=generator)
 
@@ -49,20 +49,23 @@ def draw(strategy: RandomStrategy, costs: CostTable, budget: int, seed: int, epo
         epoch: Number of the draw, from 0; a static strategy ignores it.
 
     Returns:
-        Layer name -> sorted channel indices, int64 `[n]`, for every layer with at least one channel.
+        Layer name -> sorted channel indices, int64 `[n]`, for every layer with at least one channel. Layers that share
+        their input get the same channels.
 
     Raises:
         ValueError: If not even the cheapest channel fits; the message states the smallest budget that works.
     """
     check_budget(costs, budget)
     costs = affordable(costs, budget)
-    spaces = torch.tensor([row.space for row in costs]).repeat_interleave(_channel_counts(costs))
-    order = strategy.order(costs, _generator(seed, epoch if strategy.dynamic else 0))
+    inputs = costs.by_input()
+    spaces = torch.tensor([row.space for row in inputs]).repeat_interleave(_channel_counts(inputs))
+    order = strategy.order(inputs, _generator(seed, epoch if strategy.dynamic else 0))
     chosen = order[spaces[order].cumsum(0) <= budget].sort().values
-    starts = [0, *_channel_counts(costs).cumsum(0).tolist()]
+    starts = [0, *_channel_counts(inputs).cumsum(0).tolist()]
     bounds = torch.searchsorted(chosen, torch.tensor(starts)).tolist()
-    parts = zip(costs, starts, bounds, bounds[1:], strict=False)
-    return {row.name: chosen[low:high] - start for row, start, low, high in parts if high > low}
+    parts = zip(inputs, starts, bounds, bounds[1:], strict=False)
+    drawn = {row.name: chosen[low:high] - start for row, start, low, high in parts if high > low}
+    return {row.name: drawn[row.input_name] for row in costs if row.input_name in drawn}
 
 
 def check_budget(costs: CostTable, budget: int) -> None:
@@ -71,19 +74,21 @@ def check_budget(costs: CostTable, budget: int) -> None:
     Raises:
         ValueError: The message states the smallest budget that works.
     """
-    cheapest = min(costs, key=lambda row: row.space, default=None)
+    cheapest = min(costs.by_input(), key=lambda row: row.space, default=None)
     if cheapest is None:
         raise ValueError("there is no layer to draw channels from; check target_modules and exclude_modules")
     if cheapest.space > budget:
+        layers = ", ".join(f"'{row.name}'" for row in costs if row.input_name == cheapest.name)
         raise ValueError(
             f"memory_budget of {budget:,} units is below the cheapest channel; the smallest that works is "
-            f"{cheapest.space:,} units (a channel of '{cheapest.name}')"
+            f"{cheapest.space:,} units (a channel of {layers})"
         )
 
 
 def affordable(costs: CostTable, budget: int) -> CostTable:
-    """The layers one channel of which fits into `budget` units."""
-    return costs.subset(row.name for row in costs if row.space <= budget)
+    """The layers one channel of which fits into `budget` units, with all those that share their input."""
+    fitting = {row.name for row in costs.by_input() if row.space <= budget}
+    return costs.subset(row.name for row in costs if row.input_name in fitting)
 
 
 def max_weight_units(costs: CostTable, budget: int, names: set[str] | None = None) -> int:
@@ -92,11 +97,15 @@ def max_weight_units(costs: CostTable, budget: int, names: set[str] | None = Non
     The bound of the fractional knapsack: fill the budget with the channels that have the largest share of weight.
     """
     units = 0
-    rows = [row for row in affordable(costs, budget) if names is None or row.name in names]
-    for row in sorted(rows, key=lambda row: row.weight_per_channel / row.space, reverse=True):
+    costs = affordable(costs, budget)
+    weights = dict.fromkeys((row.input_name for row in costs), 0)  # of one channel of each input, in `names`
+    for row in costs:
+        if names is None or row.name in names:
+            weights[row.input_name] += row.weight_per_channel
+    for row in sorted(costs.by_input(), key=lambda row: weights[row.name] / row.space, reverse=True):
         if row.channels * row.space > budget:
-            return units + budget * row.weight_per_channel // row.space
-        units += row.channels * row.weight_per_channel
+            return units + budget * weights[row.name] // row.space
+        units += row.channels * weights[row.name]
         budget -= row.channels * row.space
     return units
 
