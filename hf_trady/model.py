@@ -203,7 +203,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
         if self.trady_config.norm_mode == "frozen":
             for _, module in outside(self.base_model, self._heads):
                 if isinstance(module, _NormBase) and module.track_running_stats:
-                    module.eval()
+                    module.training = False  # of itself alone: some hold an activation
         return self
 
     def state_dict(self, *args, **kwargs):

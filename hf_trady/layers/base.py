@@ -9,7 +9,6 @@ from ..standin import StandIn
 from .shared import SharedSlice, take_slice
 
 
-
 class SparseLayer(StandIn):
     """Mixin for a subclass of a torch layer whose backward keeps and computes only some input channels.
 

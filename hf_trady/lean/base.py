@@ -21,8 +21,8 @@ class LeanModule(StandIn):
     exact: ClassVar[bool]
 
     def keeps_for_backward(self, x: Tensor) -> bool:
-        """Whether autograd would follow this call."""
-        return torch.is_grad_enabled() and x.requires_grad
+        """Whether this is a call in training that autograd would follow."""
+        return self.training and torch.is_grad_enabled() and x.requires_grad
 
 
 class Absorbable(LeanModule):

@@ -12,14 +12,23 @@ class FrozenBatchNorm(Absorbable):
     """A batch-norm of which nothing but the scale, `[C]`, is kept. Its shift may train. Exact.
 
     While its statistics move or its scale trains it is the plain module.
+
+    Attributes:
+        in_training: Whether the model was last put into training mode.
     """
 
     exact = True
+    own_attributes = (*Absorbable.own_attributes, "in_training")
+    in_training = False
+
+    def train(self, mode: bool = True):
+        self.in_training = mode  # of the model: `training` tells whether the statistics move
+        return super().train(mode)
 
     def is_affine_map(self) -> bool:
-        """Whether this is a fixed affine map of its input but for the shift."""
+        """Whether the model trains and this is a fixed affine map of its input but for the shift."""
         moves = self.training or self.running_var is None or self.running_mean is None
-        return not moves and not (self.weight is not None and self.weight.requires_grad)
+        return self.in_training and not moves and not (self.weight is not None and self.weight.requires_grad)
 
     @torch.no_grad()
     def scale_and_mean(self) -> tuple[Tensor, Tensor]:

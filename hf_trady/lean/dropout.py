@@ -66,7 +66,7 @@ class LeanDropout(LeanModule, nn.Dropout):
     exact = True
 
     def forward(self, x: Tensor) -> Tensor:
-        lean = self.training and self.keeps_for_backward(x) and x.is_floating_point() and 0 < self.p < 1
+        lean = self.keeps_for_backward(x) and x.is_floating_point() and 0 < self.p < 1
         if not lean or x.numel() == 0 or keep_probability(self.p) == 0:
             return super().forward(x)
         return _DropoutFunction.apply(x, self.p)

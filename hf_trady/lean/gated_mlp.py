@@ -48,7 +48,7 @@ class LeanLlamaMLP(LeanModule, LlamaMLP):
     exact = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or not isinstance(self.act_fn, nn.SiLU):
+        if not (self.training and torch.is_grad_enabled()) or not isinstance(self.act_fn, nn.SiLU):
             return super().forward(x)
         gate, up = self.gate_proj(x), self.up_proj(x)
         if not (gate.requires_grad and up.requires_grad):

@@ -117,7 +117,8 @@ class RowNorm(LeanModule):
         weight, bias = self.weight, getattr(self, "bias", None)
         passes = x.requires_grad or (bias is not None and bias.requires_grad)
         trains = weight is not None and weight.requires_grad
-        if not torch.is_grad_enabled() or not passes or trains or x.numel() == 0 or not self.is_supported():
+        follows = self.training and torch.is_grad_enabled() and passes
+        if not follows or trains or x.numel() == 0 or not self.is_supported():
             return super().forward(x)
         return _RowNormFunction.apply(x, weight, bias, self)
 
