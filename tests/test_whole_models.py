@@ -296,6 +296,17 @@ def test_layers_that_share_an_input_keep_one_slice_of_it(kind, expected):
     assert kept == len(next(iter(batch.values()))) * model.report().activation_bytes
 
 
+@pytest.mark.parametrize("targets", [["query", "value"], ["key", "output.dense"]])
+def test_of_the_layers_that_share_an_input_only_targets_train(targets):
+    plain, batch = bert(), token_batch(3)
+    model = wrap(copy.deepcopy(plain), inputs_of(batch), 0.1, target_modules=targets)
+    backward(plain, batch)
+    backward(model, batch)
+    check_gradients(model, plain)
+    suffixes = {name.rsplit(".", 1)[1] for name in active_gradients(model)}
+    assert suffixes == {target.rsplit(".")[-1] for target in targets}
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "vit", "vit, separate q k v", "mobilenetv2"])
 def test_gradient_checkpointing_gives_the_same_gradients(kind):
     make, batch = MODELS[kind]
