@@ -100,7 +100,7 @@ def saved_whole(model):
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, pickled, saved_whole])
 @pytest.mark.parametrize("when", ["new", "after a training forward", "trained"])
-@pytest.mark.parametrize("kind", ["conv", "gpt2"])
+@pytest.mark.parametrize("kind", ["conv", "bert", "gpt2"])
 def test_a_copy_equals_and_trains_apart_from_its_original(clone, when, kind):
     make, batch = MODELS[kind]
     model = wrap(make(), inputs_of(batch))

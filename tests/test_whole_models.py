@@ -15,12 +15,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from hf_trady.layers import channel_shape
 from hf_trady.selection import max_weight_units
 
-from .layers.against_autograd import gradient_slice
+from .layers.against_autograd import gradient_slice, recorded_saves
 from .tiny import copy_of_state, different_keys, image_batch, inputs_of, lm_batch, loss_of, token_batch, wrap
 
 
@@ -62,6 +64,11 @@ def llama():
     return randomized(LlamaForCausalLM(LlamaConfig(vocab_size=40, max_position_embeddings=16, **sizes)))
 
 
+def vit():
+    """Unlike timm's, its query, key and value are layers of their own."""
+    return randomized(ViTForImageClassification(ViTConfig(image_size=32, num_labels=3, **BERT, **NO_DROPOUT)))
+
+
 def albert():
     """One block that is called three times."""
     config = AlbertConfig(
@@ -101,6 +108,7 @@ MODELS = {
     "gpt2": (gpt2, lm_batch(3)),
     "llama": (llama, lm_batch(3)),
     "albert": (albert, token_batch(3)),
+    "vit, separate q k v": (vit, dict(zip(("pixel_values", "labels"), double_images(32), strict=True))),
     "tied": (lambda: randomized(Tied()), double_images(8)),
 }
 HEADS = ("fc.", "classifier.", "head.")
@@ -249,10 +257,57 @@ def test_gradients_and_optimizer_state_are_as_small_as_the_budget_says(make, bat
         for kind in ("exp_avg", "exp_avg_sq"):
             assert sum(state[kind].numel() for state in optimizer.state.values()) <= bound + head + biases
         assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
-        assert biases + sum(len(i) * model.costs[n].space for n, i in model.active_channels().items()) <= model.budget
+        drawn = [(model.costs[name], index.tolist()) for name, index in model.active_channels().items()]
+        kept = {(row.input_name, c): row.activation_per_channel for row, index in drawn for c in index}
+        weights = sum(row.weight_per_channel * len(index) for row, index in drawn)
+        assert biases + weights + sum(kept.values()) == model.report().units <= model.budget
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "vit", "mobilenetv2"])
+SHARING = {  # the layers of a block that share an input
+    "bert": [{"query", "key", "value"}],
+    "vit, separate q k v": [{"q_proj", "k_proj", "v_proj"}],
+    "llama": [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}],
+    "gpt2": [],
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), SHARING.items(), ids=SHARING)
+def test_layers_that_share_an_input_keep_one_slice_of_it(kind, expected):
+    make, batch = MODELS[kind]
+    model = wrap(make(), inputs_of(batch), 0.4)
+    groups = [[row.name for row in rows] for rows in model.pool.sharing() if len(rows) > 1]
+    assert [{name.rsplit(".", 1)[1] for name in names} for names in groups] == 2 * expected
+    inputs = {}
+    for name in model.active_channels():
+        hook = lambda module, args, name=name: inputs.update({name: args[0].detach()})  # noqa: E731
+        model.base_model.get_submodule(name).register_forward_pre_hook(hook)
+    with recorded_saves() as saved:
+        loss_of(model.train(), batch)
+    kept = 0
+    for row, *others in model.pool.sharing():
+        if row.name in inputs:
+            index, x = model.active_channels()[row.name], inputs[row.name]
+            assert all(torch.equal(inputs[other.name], x) for other in others)
+            is_conv = isinstance(model.base_model.get_submodule(row.name), nn.Conv2d)
+            expected_slice = x.index_select(1 if is_conv else -1, index)
+            slices = [t for t in saved if t.shape == expected_slice.shape and torch.equal(t, expected_slice)]
+            assert len({t.untyped_storage().data_ptr() for t in slices}) == 1
+            kept += slices[0].nbytes
+    assert kept == len(next(iter(batch.values()))) * model.report().activation_bytes
+
+
+@pytest.mark.parametrize("targets", [["query", "value"], ["key", "output.dense"]])
+def test_of_the_layers_that_share_an_input_only_targets_train(targets):
+    plain, batch = bert(), token_batch(3)
+    model = wrap(copy.deepcopy(plain), inputs_of(batch), 0.1, target_modules=targets)
+    backward(plain, batch)
+    backward(model, batch)
+    check_gradients(model, plain)
+    suffixes = {name.rsplit(".", 1)[1] for name in active_gradients(model)}
+    assert suffixes == {target.rsplit(".")[-1] for target in targets}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "vit", "vit, separate q k v", "mobilenetv2"])
 def test_gradient_checkpointing_gives_the_same_gradients(kind):
     make, batch = MODELS[kind]
     plain = make()

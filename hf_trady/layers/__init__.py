@@ -4,11 +4,13 @@ from .channels import channel_shape, num_channels, read_channels, write_channels
 from .conv import SparseConv2d, SparseConv2dSame
 from .linear import SparseConv1D, SparseLinear
 from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
+from .shared import SharedSlice
 
 
 __all__ = [
     "SPARSE_LAYERS",
     "ActiveChannels",
+    "SharedSlice",
     "SparseConv1D",
     "SparseConv2d",
     "SparseConv2dSame",

@@ -230,6 +230,23 @@ def test_touched_marks_what_a_training_forward_used():
     assert {name: mask.nonzero().flatten().tolist() for name, mask in active.touched.items()} == expected
 
 
+def test_layers_of_one_input_share_a_slice_where_they_train_the_same_channels():
+    net = nn.ModuleDict({name: nn.Linear(6, 2) for name in "abcde"}).requires_grad_(False)
+    layers = {name: [make_sparse(module)] for name, module in net.items()}
+    active = ActiveChannels(layers, [list(layers)], [100], {}, [["a", "b", "c", "d"], ["e"]])
+
+    def sharing(selection):
+        active.assign(channels(selection))
+        slices = {name: module.shared_slice for name, module in net.items() if module.shared_slice is not None}
+        groups = [{name for name in slices if slices[name] is one} for one in {*slices.values()}]
+        assert all(slices[name].num_layers == len(group) for group in groups for name in group)
+        return sorted(sorted(group) for group in groups)
+
+    assert sharing({"a": [1, 2], "b": [1, 2], "d": [1, 2], "e": [1, 2]}) == [["a", "b", "d"]]
+    assert sharing({"a": [1, 2], "b": [0], "c": [0], "d": [1, 2]}) == [["a", "d"], ["b", "c"]]
+    assert sharing({"a": [1, 2], "b": [1], "c": [1, 2, 3]}) == sharing({}) == []
+
+
 def test_one_flat_parameter_for_each_dtype():
     net = Net().requires_grad_(False)
     net.linear.bfloat16()

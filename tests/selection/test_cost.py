@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, T5Config, T5Model
 from transformers.pytorch_utils import Conv1D
 
 from hf_trady import CostTable, cost_table
@@ -76,6 +76,105 @@ def test_bert_with_a_dict_of_inputs():
         tokens = 1 if row.name == "pooler.dense" else 16
         assert (row.channels, row.weight_per_channel) == (layer.in_features, layer.out_features)
         assert (row.activation_per_channel, row.macs_per_channel) == (tokens, tokens * layer.out_features)
+
+
+def shared_inputs(table):
+    """Sets of the layers that share an input."""
+    groups = {}
+    for row in table:
+        groups.setdefault(row.shares_input_with or row.name, set()).add(row.name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def small(kind, config, **kwargs):
+    return kind(config(vocab_size=50, **kwargs))
+
+
+def layers(pattern, *names):
+    return {pattern.format(name) for name in names}
+
+
+def test_layers_of_transformers_that_share_an_input():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    tokens = {"input_ids": torch.ones(3, 16, dtype=torch.long)}
+    attention = layers("attention.self.{}", "query", "key", "value")
+    of_bert = [layers(f"encoder.layer.{i}.{{}}", *attention) for i in range(2)]
+    bert = cost_table(small(BertModel, BertConfig, **sizes), tokens)
+    assert shared_inputs(bert) == of_bert
+    assert bert.activation_units == 16 * sum([32, 32, 32, 48] * 2) + 32
+    assert bert.total_units == bert.weight_units + bert.activation_units
+
+    groups = [layers("self_attn.{}_proj", "q", "k", "v"), layers("mlp.{}_proj", "gate", "up")]
+    of_llama = [layers(f"layers.{i}.{{}}", *group) for i in range(2) for group in groups]
+    llama = cost_table(small(LlamaModel, LlamaConfig, **sizes, num_key_value_heads=1), tokens)
+    assert shared_inputs(llama) == of_llama
+    assert llama.activation_units == 16 * 2 * (32 + 32 + 32 + 48)
+
+
+def test_every_layer_of_a_decoder_shares_the_output_of_the_encoder():
+    config = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+    ids = torch.ones(2, 6, dtype=torch.long)
+    table = cost_table(small(T5Model, T5Config, **config), {"input_ids": ids, "decoder_input_ids": ids[:, :4]})
+    crossing = {f"decoder.block.{i}.layer.1.EncDecAttention.{name}" for i in range(2) for name in "kv"}
+    assert crossing in shared_inputs(table) and len(shared_inputs(table)) == 2 * (2 + 2) + 1
+
+
+class Sharing(nn.Module):
+    """Linear layers of which only `a` and `b` are given the same input, and both only once."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("b", "a", "a_view", "changed", "dropped", "twice", "tied", "tied_too"):
+            self.add_module(name, nn.Linear(4, 4))
+        self.tied_too.weight = self.tied.weight
+        self.conv, self.downsample = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+        self.dropout, self.identity = nn.Dropout(0.1), nn.Identity()
+
+    def forward(self, x):
+        image = x.view(1, 4, -1, 1)
+        y = self.twice(x) + self.twice(x) + self.tied(x) + self.tied_too(x)
+        y = y + self.a(x) + self.b(self.identity(x)) + self.a_view(x.view_as(x)) + self.dropped(self.dropout(x))
+        y = y + (self.conv(image) + self.downsample(image)).mean()
+        return y + self.changed(x.mul_(2))
+
+
+def test_what_shares_an_input_and_what_does_not():
+    table = cost_table(Sharing(), torch.zeros(1, 6, 4))
+    assert shared_inputs(table) == [{"a", "b"}] and table["b"].shares_input_with == "a"
+    assert table.activation_units == sum(row.channels * row.activation_per_channel for row in table) - 4 * 6
+    merged = table.by_input()
+    assert len(merged) == len(table) - 1 and "b" not in merged and merged.total_units == table.total_units
+    assert merged["a"].weight_per_channel == 8 and merged["a"].macs_per_channel == 2 * table["a"].macs_per_channel
+    assert merged["a"].activation_per_channel == 6 and merged.total_macs == table.total_macs
+    alone = table.subset(set(table._by_name) - {"a"})
+    assert alone["b"].input_name == "a" and alone.by_input()["a"].space == table["b"].space
+    assert alone.activation_units == table.activation_units
+
+
+def test_rows_know_the_order_of_execution():
+    table = cost_table(Sharing(), torch.zeros(1, 6, 4))
+    order = sorted(table, key=lambda row: row.position)
+    expected = ["twice", "tied", "a", "b", "a_view", "dropped", "conv", "downsample", "changed"]
+    assert [row.name for row in order] == expected and [row.position for row in order] == list(range(9))
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (4, 6)])
+def test_layers_that_share_an_input_have_as_many_channels_and_positions(sizes):
+    channels, activation = sizes
+    rows = LayerCost("q", 4, 3, 7, 1), LayerCost("k", channels, 3, activation, 1, shares_input_with="q")
+    with pytest.raises(ValueError, match="'q' and 'k' can't share an input"):
+        CostTable(rows)
+
+
+def test_sharing_is_seen_under_inference_mode_and_in_a_real_run():
+    class Branching(Sharing):
+        def forward(self, x):
+            return super().forward(x) if x.sum().item() > -1 else x
+
+    with torch.inference_mode():
+        inside = cost_table(Sharing(), torch.zeros(1, 6, 4))
+    real = cost_table(Branching(), torch.zeros(1, 6, 4))
+    assert real == cost_table(Sharing(), torch.zeros(1, 6, 4)) and inside["b"].shares_input_with == "a"
 
 
 class TwoInputs(nn.Module):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,13 +17,20 @@ SIZES = {"conv": 4, "fc": 2}
 
 @st.composite
 def tables(draw):
+    """The second and third layer may share the input of the first."""
     rows = draw(st.lists(st.tuples(*[st.integers(1, 20)] * 4), min_size=1, max_size=5))
-    return CostTable(tuple(LayerCost(f"layer{i}", *row) for i, row in enumerate(rows)))
+    rows = [LayerCost(f"layer{i}", *row) for i, row in enumerate(rows)]
+    for i in range(1, draw(st.integers(1, min(len(rows), 3)))):
+        rows[i] = replace(rows[0], name=rows[i].name, weight_per_channel=i, shares_input_with="layer0")
+    return CostTable(tuple(rows))
 
 
 @st.composite
 def selections(draw, table):
     channels = {row.name: draw(st.sets(st.integers(0, row.channels - 1))) for row in table}
+    for row in table:
+        if row.shares_input_with is not None and draw(st.booleans()):
+            channels[row.name] = channels[row.shares_input_with]
     return {name: torch.tensor(sorted(some)) for name, some in channels.items() if some}
 
 
@@ -57,16 +65,23 @@ def test_of_one_layer_of_two():
 def test_channels_counted_one_by_one(table, data):
     selection = data.draw(selections(table))
     sizes = {row.name: data.draw(st.sampled_from([2, 4, 8])) for row in table}
+    sizes |= {row.name: sizes[row.shares_input_with] for row in table if row.shares_input_with}
     report = sparsity(table, selection, 1, 10**6, sizes, bias_units=3)
     every = [row for row in table for _ in range(row.channels)]
     active = [table[name] for name, index in selection.items() for _ in index]
-    share = lambda cost: 1 - sum(map(cost, active)) / sum(map(cost, every))  # noqa: E731
+    # The layers that keep a slice of their input; the others find that an earlier one keeps the same.
+    slices = [(table[name].shares_input_with or name, index.tolist()) for name, index in selection.items()]
+    keepers = [name for i, name in enumerate(selection) if slices[i] not in slices[:i]]
+    kept = [table[name] for name in keepers for _ in selection[name]]
+    inputs = [row for row in every if row.shares_input_with is None]
+    share = lambda cost, some=active, all=every: 1 - sum(map(cost, some)) / sum(map(cost, all))  # noqa: E731
     assert report.weight_sparsity == pytest.approx(share(lambda row: row.weight_per_channel))
-    assert report.activation_sparsity == pytest.approx(share(lambda row: row.activation_per_channel))
+    assert report.activation_sparsity == pytest.approx(share(lambda row: row.activation_per_channel, kept, inputs))
     assert report.flops_saved == pytest.approx(share(lambda row: row.macs_per_channel))
-    assert report.units == sum(row.space for row in active) + 3
+    activations = sum(row.activation_per_channel for row in kept)
+    assert report.units == sum(row.weight_per_channel for row in active) + activations + 3
     assert report.weight_bytes == sum(row.weight_per_channel * sizes[row.name] for row in active)
-    assert report.activation_bytes == sum(row.activation_per_channel * sizes[row.name] for row in active)
+    assert report.activation_bytes == sum(row.activation_per_channel * sizes[row.name] for row in kept)
     assert (report.active_channels, report.total_channels) == (len(active), len(every))
     assert (report.active_layers, report.total_layers) == (len({row.name for row in active}), len(table))
 

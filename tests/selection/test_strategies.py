@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,16 @@ from hf_trady.selection import STRATEGIES, LayerCost, affordable, draw, max_weig
 
 @st.composite
 def tables(draw, max_cost=60):
+    """Up to six layers, some of which share an input with an earlier one; that one may be missing."""
     sizes = st.tuples(st.integers(1, 20), st.integers(1, max_cost), st.integers(0, max_cost))
-    rows = draw(st.lists(sizes, min_size=1, max_size=6))
-    return CostTable(tuple(LayerCost(f"layer{i}", *row, 1) for i, row in enumerate(rows)))
+    rows = []
+    for i, (channels, weight, activation) in enumerate(draw(st.lists(sizes, min_size=1, max_size=6))):
+        first = draw(st.sampled_from([None, *(row for row in rows if row.shares_input_with is None)]))
+        if first is None:
+            rows.append(LayerCost(f"layer{i}", channels, weight, activation, 1))
+        else:
+            rows.append(replace(first, name=f"layer{i}", weight_per_channel=weight, shares_input_with=first.name))
+    return CostTable(tuple(rows[draw(st.integers(0, len(rows) - 1)) :]))
 
 
 def strategies():
@@ -29,8 +37,14 @@ def chosen(selection):
     return {(name, channel) for name, index in selection.items() for channel in index.tolist()}
 
 
+def kept_by(row):
+    return row.shares_input_with or row.name
+
+
 def cost(table, selection):
-    return sum(table[name].space * len(index) for name, index in selection.items())
+    """Every weight, and every channel of an input once."""
+    kept = {(kept_by(table[name]), channel): table[name] for name, channel in chosen(selection)}
+    return weight(table, selection) + sum(row.activation_per_channel for row in kept.values())
 
 
 def weight(table, selection):
@@ -42,7 +56,12 @@ def same(one, other):
 
 
 def cheapest(table):
-    return min(row.space for row in table)
+    """Units of the cheapest channel, in all layers that share it."""
+    inputs = {kept_by(row): row.activation_per_channel for row in table}
+    return min(
+        activation + sum(row.weight_per_channel for row in table if kept_by(row) == name)
+        for name, activation in inputs.items()
+    )
 
 
 @given(strategies(), tables(), st.integers(1, 3000), seeds(), st.integers(0, 500))
@@ -54,6 +73,8 @@ def test_a_draw_fits_the_budget_and_is_well_formed(strategy, table, budget, seed
     for name, index in selection.items():
         assert index.dtype == torch.int64 and len(index) > 0
         assert (index[1:] > index[:-1]).all() and index[0] >= 0 and index[-1] < table[name].channels
+        sharing = [row.name for row in table if kept_by(row) == kept_by(table[name])]
+        assert all(torch.equal(selection[other], index) for other in sharing)
 
 
 @given(strategies(), tables(), st.integers(1, 2000), seeds(), st.integers(0, 100))
@@ -62,7 +83,7 @@ def test_a_draw_stops_at_the_first_channel_that_does_not_fit(strategy, table, bu
     """The order shows by growing the budget: a draw is a prefix of the order of the layers that are affordable."""
     assume(budget >= cheapest(table))
     pool = affordable(table, budget)
-    taken, everything = draw(strategy, table, budget, seed, epoch), sum(row.channels * row.space for row in pool)
+    taken, everything = draw(strategy, table, budget, seed, epoch), pool.total_units
     assert same(taken, draw(strategy, pool, budget, seed, epoch))
     spent = cost(table, taken)
     if len(chosen(taken)) == sum(row.channels for row in pool):
@@ -72,8 +93,9 @@ def test_a_draw_stops_at_the_first_channel_that_does_not_fit(strategy, table, bu
     while len(chosen(draw(strategy, pool, larger, seed, epoch))) == len(chosen(taken)):
         larger += 1
     following = chosen(draw(strategy, pool, larger, seed, epoch)) - chosen(taken)
-    assert len(following) == 1  # the next in the order, and with one unit less it would not have fitted
-    assert larger == spent + sum(table[name].space for name, _ in following) > budget
+    # The next in the order, in all the layers that share it; with one unit less it would not have fitted.
+    assert len({(kept_by(table[name]), channel) for name, channel in following}) == 1
+    assert larger == spent + cost(table, {name: torch.tensor([channel]) for name, channel in following}) > budget
 
 
 @given(strategies(), tables(), seeds(), st.integers(0, 100), st.integers(0, 1000))
@@ -142,7 +164,20 @@ def test_a_budget_below_the_cheapest_channel_is_refused_and_the_one_named_works(
         draw(strategy, table, budget, seed, 0)
     smallest = int(re.search(r"works is ([\d,]+) units", str(refusal.value))[1].replace(",", ""))
     assert f"{budget:,} units" in str(refusal.value) and smallest == cheapest(table)
+    named = set(re.findall(r"'(\w+)'", str(refusal.value)))
+    assert cost(table, {name: torch.tensor([0]) for name in named}) == smallest
     assert cost(table, draw(strategy, table, smallest, seed, 0)) == smallest
+
+
+def test_a_shared_channel_is_drawn_as_often_as_any_other():
+    query = LayerCost("query", 10, 5, 5, 1)
+    key, other = replace(query, name="key", shares_input_with="query"), LayerCost("other", 10, 5, 5, 1)
+    table, epochs, counts = CostTable((query, other, key)), 2000, Counter()
+    for epoch in range(epochs):
+        selection = draw(STRATEGIES["trady"], table, 60, 7, epoch)
+        assert 4 <= len(chosen(selection) - {("key", c) for c in range(10)}) <= 6
+        counts.update(name for name, _ in chosen(selection))
+    assert counts["query"] == counts["key"] and counts["query"] / counts["other"] == pytest.approx(1, abs=0.1)
 
 
 def test_no_layers_at_all_is_refused():
