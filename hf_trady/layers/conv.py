@@ -136,7 +136,8 @@ class _ConvFunction(torch.autograd.Function):
         folded = _folded(weight, scale, grad_output.dtype) if needs_x else None
         grad_x = grad_sum = grad_active = None
         if needs_x and len(parts) > 1:
-            grad_x = grad_output.new_empty(ctx.x_shape).contiguous(memory_format=ctx.output_format)
+            like = {"dtype": grad_output.dtype, "device": grad_output.device}
+            grad_x = torch.empty(ctx.x_shape, **like, memory_format=ctx.output_format)
         for part in parts:
             grad = grad_output[part]
             if bits is not None:

@@ -1,0 +1,58 @@
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from hf_trady.fake import fake_copy
+from hf_trady.lean import Chain, find_chains
+
+
+def chains(model, size=16):
+    for module in model.train().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.training = False
+    with fake_copy(model, torch.zeros(2, 3, size, size)) as (fake, args, kwargs):
+        return find_chains(fake, args, kwargs)
+
+
+class Net(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.drop, self.body = nn.Dropout(0.5), forward
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def after(net, x):
+    return net.act(net.norm(net.conv(x)))
+
+
+def test_a_norm_and_an_activation_that_follow_are_found():
+    assert chains(Net(lambda net, x: after(net, x).mean())) == [Chain("conv", "norm", "act")]
+
+
+@pytest.mark.parametrize(
+    "forward, found",
+    {
+        "norm read twice": (lambda net, x: (y := net.norm(net.conv(x))).sum() + net.act(y).sum(), Chain("conv", "norm")),
+        "norm returned": (lambda net, x: ((y := net.norm(net.conv(x))), net.act(y)), Chain("conv", "norm")),
+        "conv read twice": (lambda net, x: (y := net.conv(x)).sum() + net.act(net.norm(y)).sum(), None),
+        "conv returned": (lambda net, x: ((y := net.conv(x)), net.act(net.norm(y))), None),
+        "a view of conv kept": (lambda net, x: (v := (y := net.conv(x))[:1]).sum() + net.norm(y).sum() + v.sum(), None),
+        "dropout between": (lambda net, x: net.act(net.norm(net.drop(net.conv(x)))), None),
+        "dropout behind the norm": (lambda net, x: net.act(net.drop(net.norm(net.conv(x)))), Chain("conv", "norm")),
+        "conv called twice": (lambda net, x: after(net, x) + after(net, x), None),
+    }.values(),
+)
+def test_whatever_else_reads_an_output_keeps_modules_apart(forward, found):
+    assert chains(Net(forward)) == ([] if found is None else [found])
+
+
+def test_real_networks():
+    assert len(chains(timm.create_model("mobilenetv2_035"), 32)) == 52
+    resnet = chains(torchvision.models.resnet18(), 32)  # calls one ReLU twice a block
+    assert len(resnet) == 20 and sum(chain.activation is not None for chain in resnet) == 9
+    assert len(chains(timm.create_model("resnetv2_50"), 32)) < 54  # normalizes before it convolves
