@@ -12,7 +12,9 @@ from ..layers.against_autograd import random_like, recorded_saves
 
 def lean_copy(module, mode="compressed"):
     """A lean copy of `module`, in training mode, with everything but its bias frozen."""
-    lean = make_lean(copy.deepcopy(module), mode)
+    lean = copy.deepcopy(module)
+    for part in lean.modules():
+        make_lean(part, mode)
     for name, parameter in lean.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
     return lean.train()

@@ -37,11 +37,17 @@ def test_a_norm_and_an_activation_that_follow_are_found():
 @pytest.mark.parametrize(
     "forward, found",
     {
-        "norm read twice": (lambda net, x: (y := net.norm(net.conv(x))).sum() + net.act(y).sum(), Chain("conv", "norm")),
+        "norm read twice": (
+            lambda net, x: (y := net.norm(net.conv(x))).sum() + net.act(y).sum(),
+            Chain("conv", "norm"),
+        ),
         "norm returned": (lambda net, x: ((y := net.norm(net.conv(x))), net.act(y)), Chain("conv", "norm")),
         "conv read twice": (lambda net, x: (y := net.conv(x)).sum() + net.act(net.norm(y)).sum(), None),
         "conv returned": (lambda net, x: ((y := net.conv(x)), net.act(net.norm(y))), None),
-        "a view of conv kept": (lambda net, x: (v := (y := net.conv(x))[:1]).sum() + net.norm(y).sum() + v.sum(), None),
+        "a view of conv kept": (
+            lambda net, x: (v := (y := net.conv(x))[:1]).sum() + net.norm(y).sum() + v.sum(),
+            None,
+        ),
         "dropout between": (lambda net, x: net.act(net.norm(net.drop(net.conv(x)))), None),
         "dropout behind the norm": (lambda net, x: net.act(net.drop(net.norm(net.conv(x)))), Chain("conv", "norm")),
         "conv called twice": (lambda net, x: after(net, x) + after(net, x), None),
