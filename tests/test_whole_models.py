@@ -259,8 +259,9 @@ def test_gradients_and_optimizer_state_are_as_small_as_the_budget_says(make, bat
         assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
         drawn = [(model.costs[name], index.tolist()) for name, index in model.active_channels().items()]
         kept = {(row.input_name, c): row.activation_per_channel for row, index in drawn for c in index}
-        weights = sum(row.weight_per_channel * len(index) for row, index in drawn)
-        assert biases + weights + sum(kept.values()) == model.report().units <= model.budget
+        units = sum(row.weight_per_channel * len(index) for row, index in drawn) + sum(kept.values())
+        assert biases + units <= model.report().units <= model.budget  # a norm of a head may be shifted, too
+        assert train_bias or units == model.report().units
 
 
 SHARING = {  # the layers of a block that share an input
