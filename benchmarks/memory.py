@@ -47,8 +47,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=9, help="timed steps a case, of which the median is taken")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--repeats", type=int, default=1, help="fresh processes a case")
-    parser.add_argument("--fresh", action="store_true", help="forget the cases of earlier runs (of these --networks "
-                        "and --methods)")  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="measure these networks and methods anew")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     options = parser.parse_args()
     results = load_results(options)

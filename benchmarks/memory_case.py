@@ -4,9 +4,9 @@
     python benchmarks/memory_case.py time mobilenetv2 full channels_last --steps 10
 
 The peak is the process's own high-water mark on Linux, above what it held just before the first step: the model, the
-inputs and the optimizer (without state) exist by then, freed memory has been given back to the system, and two steps
-on tiny batches have made what libraries allocate once (thread pools, code caches; the batches differ in size, so that
-what compiles for a size turns to any size). So it is activations, gradients, optimizer state and transients.
+inputs and the optimizer (without state) exist by then, freed memory has been given back to the system, and a step on
+half a batch has made what is made only once (thread pools, compiled kernels). So it is activations, gradients,
+optimizer state and transients.
 
 Bytes and time take a process each. glibc, left alone, keeps freed tensors for reuse, which is fast, but lets the
 process grow by what doesn't fit the gaps: by 2 to 80 %, for every method, differently in every run. The process that
@@ -66,8 +66,7 @@ class Case:
         self.batch = self.make_batch(self.network.samples)
         self.trained = [p for p in self.model.parameters() if p.requires_grad] if self.method.trains else []
         self.optimizer = OPTIMIZERS[optimizer](self.trained, lr=1e-3) if self.trained else None
-        for samples in (2, 3):
-            self.step(self.make_batch(samples))
+        self.step(self.make_batch(self.network.samples // 2))
         if self.optimizer:
             self.optimizer.state.clear()
 
@@ -124,13 +123,16 @@ def measure_time(case: Case, steps: int) -> dict:
 
 
 def peak_bytes(run: Callable[[], None]) -> int:
-    """Peak resident bytes of this process while `run()` runs, above those that it holds before. Linux and glibc."""
+    """Peak resident bytes of this process while `run()` runs, above those that it holds before. Linux and glibc.
+
+    Pages of files (the code of libraries, loaded as it is first needed) don't count.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status_bytes("VmRSS")
+    before = _status_bytes("VmRSS") - _status_bytes("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     run()
-    return _status_bytes("VmHWM") - before
+    return _status_bytes("VmHWM") - _status_bytes("RssFile") - before
 
 
 def bytes_saved(model: nn.Module, batch: Batch) -> int:

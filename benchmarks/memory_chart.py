@@ -23,13 +23,14 @@ def draw_chart(figures: AllFigures, path: Path) -> None:
         return
     rows = -(-len(networks) // COLUMNS)
     figure = Figure(figsize=(11, 0.9 + 3.1 * rows), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.06, h_pad=0.08)
     panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flat
     for panel, network in zip(panels, networks, strict=False):
         _draw_panel(panel, network, methods, figures)
     for panel in panels:
         panel.set_visible(False)
     figure.suptitle(
-        "Peak memory of a training step above the model's weights (MiB; x inference in brackets)",
+        "Peak memory of a training step above the model's weights in MiB (and in multiples of inference)",
         fontsize=12,
         color=INK,
     )
@@ -44,11 +45,21 @@ def _draw_panel(panel, network: str, methods: list[str], figures: AllFigures) ->
     panel.barh(places, peaks, color=[OURS if ours else OTHERS for ours in is_ours], height=0.72)
     panel.set_xlim(0, 1.42 * max([*peaks, 1]))
     for place, peak, ours in zip(places, peaks, is_ours, strict=True):
-        label = f"{peak:,.0f}" if peak else "does not apply"
+        label = f"{peak:,.0f}" if peak else "n/a"
         if peak and inference:
-            label += f"  ({peak * MIB / inference.peak:.1f}x)"
+            ratio = peak * MIB / inference.peak
+            label += f"  ({ratio:.2f}x)" if ratio < 2 else f"  ({ratio:.1f}x)"
         style = {"color": OURS, "weight": "bold"} if ours and peak else {"color": INK}
-        panel.annotate(label, (peak, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, **style)
+        panel.annotate(
+            label,
+            (peak, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            **style,
+        )
     if inference:
         panel.axvline(inference.peak / MIB, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0.5)
         panel.annotate(
@@ -62,13 +73,18 @@ def _draw_panel(panel, network: str, methods: list[str], figures: AllFigures) ->
             color=INK,
         )
     description = NETWORKS[network]
-    panel.set_title(f"{description.title}", fontsize=10.5, weight="bold", color=INK, loc="left", pad=28)
+    panel.set_title(description.title, fontsize=10.5, weight="bold", color=INK, loc="left", pad=28)
     panel.annotate(
-        description.setting, (0, 1), (0, 15), xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
+        description.setting,
+        (0, 1),
+        (0, 15),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=8.5,
         color=INK,
-    )  # fmt: skip
+    )
     panel.set_yticks(places, [METHODS[method].title for method in methods], fontsize=9, color=INK)
-    panel.invert_yaxis() if not panel.yaxis_inverted() else None
+    panel.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
     panel.set_xticks([])
     for side in ("top", "right", "bottom"):
         panel.spines[side].set_visible(False)

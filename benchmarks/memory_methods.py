@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from memory_networks import Network
-from torch import Tensor, nn
+from torch import nn
 
-from hf_trady import CostTable, TraDyConfig, TraDyModel, cost_table
+from hf_trady import TraDyConfig, TraDyModel, cost_table
 
 
 SHARE = 0.05
@@ -89,27 +89,22 @@ def _sparse(
         inputs = {name: value for name, value in network.make_batch(2).items() if name != "labels"}
         example = inputs.get("images", inputs)
         costs = cost_table(model, example, exclude_modules=[network.output_layer])
-        selection = _draw(costs, channels)
+        inputs = costs.by_input()  # layers that share an input train the same channels of it
+        generator = torch.Generator().manual_seed(0)
+        drawn = {
+            row.name: torch.randperm(row.channels, generator=generator)[: channels(row.channels)].sort().values
+            for row in inputs
+        }
         config = TraDyConfig(
-            memory_budget=sum(costs[name].space * len(index) for name, index in selection.items()),
+            memory_budget=sum(inputs[name].space * len(index) for name, index in drawn.items()),
             strategy="dynamic_full_random",
             lean_backward=lean_backward,
         )
         wrapped = TraDyModel(model, config, example_inputs=example)
-        wrapped.active.assign(selection)
+        wrapped.active.assign({row.name: drawn[row.input_name] for row in costs})
         return wrapped.train()
 
     return prepare
-
-
-def _draw(costs: CostTable, channels: Callable[[int], int]) -> dict[str, Tensor]:
-    """Layer name -> sorted random indices. Layers of one width get the same ones, as those that share an input do."""
-    return {
-        row.name: torch.randperm(row.channels, generator=torch.Generator().manual_seed(0))[: channels(row.channels)]
-        .sort()
-        .values
-        for row in costs
-    }
 
 
 def _checkpoint(model: nn.Module) -> nn.Module:
