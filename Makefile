@@ -24,8 +24,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What wrapping costs (minutes), and the memory and time of every method (about two hours).
 benchmarks: $(INSTALLED)
+	$(BIN)/python -m pip install --no-compile --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/memory.py $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
