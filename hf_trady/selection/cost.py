@@ -1,8 +1,7 @@
 """What it costs, in memory and compute, to update one input channel of each layer."""
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,17 +9,11 @@ from typing import Any
 import torch
 from accelerate.utils import find_batch_size
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeCopyMode,
-    FakeTensorMode,
-)
-from torch.utils._pytree import tree_map_only
 from transformers.utils import logging
 
 from ..layers import sparse_type, why_unsupported
 from ..matching import matches
+from ..memory.fake import VALUE_DEPENDENT, as_call, fake_copy, fake_inputs, fake_mode
 
 
 logger = logging.get_logger(__name__)
@@ -123,16 +116,14 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         >>> table.rows[0].weight_per_channel, table.rows[0].activation_per_channel
         (72, 256)
     """
-    args, kwargs = _as_call(example_inputs)
+    args, kwargs = as_call(example_inputs)
     batch_size = find_batch_size(kwargs or args)
     try:
-        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with FakeCopyMode(fake_mode):
-            fake = copy.deepcopy(model)
-        to_fake = lambda tree: tree_map_only(torch.Tensor, fake_mode.from_tensor, tree)  # noqa: E731
-        with fake_mode:
-            calls = _record_calls(fake, to_fake(args), to_fake(kwargs), exclude_modules)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        mode = fake_mode()
+        fake, (fake_args, fake_kwargs) = fake_copy(model, mode), fake_inputs(example_inputs, mode)
+        with mode:
+            calls = _record_calls(fake, fake_args, fake_kwargs, exclude_modules)
+    except VALUE_DEPENDENT as error:
         logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
     rows = [_layer_cost(layer, batch_size) for layer in calls if layer.inputs]
@@ -187,15 +178,6 @@ def _layer_cost(calls: _Calls, batch_size: int) -> LayerCost:
         activation_per_channel=math.ceil(sum(calls.inputs) / channels / batch_size),
         macs_per_channel=math.ceil(weight * positions_out / batch_size),
     )
-
-
-def _as_call(example_inputs) -> tuple[tuple, dict]:
-    """Split example inputs into positional and keyword arguments."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 @contextmanager

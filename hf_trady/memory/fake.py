@@ -1,0 +1,66 @@
+"""Models and inputs as fake tensors: shapes, dtypes and devices, without memory or compute."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_map_only
+
+
+VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+"""What a model raises on fake tensors when its control flow or its shapes depend on values."""
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode in which every operation computes shapes only."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of `model` whose tensors are fake; those on the meta device become fake ones on the CPU."""
+    with FakeCopyMode(mode):
+        fake = copy.deepcopy(model)
+    moved: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
+    for module in fake.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.device.type == "meta":
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _on_cpu(tensor, mode)
+                    tensors[name] = moved[id(tensor)]
+    return fake
+
+
+def fake_inputs(inputs: Any, mode: FakeTensorMode) -> tuple[tuple, dict]:
+    """Example inputs as fake positional and keyword arguments; those on the meta device go to the CPU."""
+    args, kwargs = as_call(inputs)
+
+    def to_fake(tensor: Tensor) -> Tensor:
+        return _on_cpu(tensor, mode) if tensor.device.type == "meta" else mode.from_tensor(tensor)
+
+    return tree_map_only(Tensor, to_fake, args), tree_map_only(Tensor, to_fake, kwargs)
+
+
+def as_call(example_inputs: Any) -> tuple[tuple, dict]:
+    """Split example inputs (a tensor, a tuple or a dict) into positional and keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake
