@@ -1,4 +1,25 @@
 from .budget import Budget, parse_budget
+from .fake import fake_copy, fake_inputs, fake_mode
+from .fitting import FITTED_NAME, MIB, FittedBudget, fit_bytes
+from .prediction import KINDS, PHASES, StepMemory, StepSetup, predict_step, run_step
+from .tracker import PeakTracker
 
 
-__all__ = ["Budget", "parse_budget"]
+__all__ = [
+    "FITTED_NAME",
+    "KINDS",
+    "MIB",
+    "PHASES",
+    "Budget",
+    "FittedBudget",
+    "PeakTracker",
+    "StepMemory",
+    "StepSetup",
+    "fake_copy",
+    "fake_inputs",
+    "fake_mode",
+    "fit_bytes",
+    "parse_budget",
+    "predict_step",
+    "run_step",
+]
