@@ -315,9 +315,13 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._build()
 
     def _build(self) -> None:
-        """Make the Parameters of the active channels, as soon as everything that they depend on is known."""
-        if not self.is_ready:
-            return
+        """Draw, as soon as everything that a draw depends on is known."""
+        if self.is_ready:
+            self._make_active()
+            self.active.assign(self.draw(self.epoch))
+
+    def _make_active(self) -> None:
+        """Make the Parameters of the active channels, with none active."""
         if self.active is not None:
             self.active.assign({})
         groups: dict[tuple, list[str]] = {}
@@ -330,7 +334,6 @@ class TraDyModel(PretrainedMixin, nn.Module):
             [self._sampler.capacity(names) for names in groups.values()],
             self.touched,
         )
-        self.active.assign(self.draw(self.epoch))
 
     def _before_forward(self, module: nn.Module, args) -> None:
         if self.active is not None:

@@ -26,7 +26,7 @@ class FittedBudget:
         units: Units (elements) that the first draws may cost; the flat Parameters are as long as these need.
         left_out: Layers that leave the pool, as the budget can't pay for the gradient path down to them.
         predicted_peak: Highest predicted peak in bytes of the draws looked at.
-        floor: Predicted peak in bytes of the smallest draw.
+        floor: Predicted peak in bytes with one channel of the pool's first layer.
         shrunk: `(number of a draw, units)`, ascending: from this draw on, draws may cost only so many units.
     """
 
@@ -110,46 +110,53 @@ def fit_bytes(trials: Trials, budget: int, tolerance: float = 0.01) -> FittedBud
             f"memory_budget of {budget / MIB:,.1f} MiB is impossible: one channel of the last layer, "
             f"'{trials.layers[last]}', takes more; the smallest that works is '{_mib_up(floor)}MiB'"
         )
-    first = _first_affordable(trials, floor + int(PATH_SHARE * (budget - floor)), last)
-    units, peak, lowest = _most_units(trials, budget, first, tolerance)
-    return FittedBudget(units, tuple(trials.layers[:first]), peak, lowest)
+    first, path = _first_affordable(trials, floor, floor + int(PATH_SHARE * (budget - floor)))
+    units, peak = _most_units(trials, path, budget, first, tolerance)
+    return FittedBudget(units, tuple(trials.layers[:first]), peak, path)
 
 
-def _first_affordable(trials: Trials, budget: int, last: int) -> int:
-    """The first layer whose gradient path fits into `budget` bytes: the deeper, the more it takes."""
-    low, high = 0, last
-    if trials.path_peak(0) <= budget:
-        return 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        if trials.path_peak(middle) <= budget:
-            high = middle
+def _first_affordable(trials: Trials, floor: int, limit: int) -> tuple[int, int]:
+    """The first layer whose gradient path fits into `limit` bytes, and the peak with it: the deeper, the more.
+
+    Ends as soon as no more than 2 % of `limit` is unused. `floor`: the peak with the last layer.
+    """
+    low, high = 0, len(trials.layers) - 1
+    low_peak, high_peak = trials.path_peak(low), floor
+    if low_peak <= limit:
+        return low, low_peak
+    while high - low > 1 and limit - high_peak > 0.02 * limit:
+        guess = high - int((high - low) * (limit - high_peak) / (low_peak - high_peak))
+        margin = (high - low) // 8  # whatever the curve, each guess cuts off an eighth
+        guess = min(max(guess, low + 1 + margin), high - 1 - margin) if margin else (low + high) // 2
+        peak = trials.path_peak(guess)
+        if peak <= limit:
+            high, high_peak = guess, peak
         else:
-            low = middle
-    return high
+            low, low_peak = guess, peak
+    return high, high_peak
 
 
-def _most_units(trials: Trials, budget: int, first: int, tolerance: float) -> tuple[int, int, int]:
-    """`(units, peak, peak of the fewest units)`; the peak is near affine in the units, so a few secants find them."""
+def _most_units(trials: Trials, path: int, budget: int, first: int, tolerance: float) -> tuple[int, int]:
+    """The most units that fit, and their peak, which is near affine in the units: a few secants find them.
+
+    `path`: the peak with one channel.
+    """
     low, high = trials.unit_range(first)
-    low_peak = lowest = trials.draw_peak(low, first)
-    if low_peak > budget:  # heavier than the path alone: another layer's channel
-        return low, low_peak, lowest
-    high_peak = trials.draw_peak(high, first)
+    low_peak, high_peak, tried = path, trials.draw_peak(high, first), False
     if high_peak <= budget:
-        return high, high_peak, lowest
+        return high, high_peak
     for _ in range(12):
-        if high - low <= 1 or budget - low_peak <= tolerance * budget:
+        if high - low <= 1 or (tried and budget - low_peak <= tolerance * budget):
             break
-        # Aim a little below the line: a fitting guess is worth more than a close one.
-        guess = low + int((high - low) * (budget * (1 - tolerance / 2) - low_peak) / (high_peak - low_peak))
+        # Aim a little below the line: a guess that fits is worth more than a close one.
+        guess = low + int((high - low) * (budget * (1 - tolerance / 2) - low_peak) / max(high_peak - low_peak, 1))
         guess = min(max(guess, low + max(1, (high - low) // 64)), high - 1)
         peak = trials.draw_peak(guess, first)
         if peak <= budget:
-            low, low_peak = guess, peak
+            low, low_peak, tried = guess, peak, True
         else:
             high, high_peak = guess, peak
-    return low, low_peak, lowest
+    return low, low_peak if tried else trials.draw_peak(low, first)
 
 
 def _mib_up(size: int) -> str:

@@ -117,7 +117,7 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         (72, 256)
     """
     args, kwargs = as_call(example_inputs)
-    batch_size = find_batch_size(kwargs or args)
+    batch_size = find_samples(example_inputs)
     try:
         mode = fake_mode()
         fake, (fake_args, fake_kwargs) = fake_copy(model, mode), fake_inputs(example_inputs, mode)
@@ -131,6 +131,12 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     if idle:
         logger.warning(f"Left out of the costs, as the forward never calls them: {', '.join(idle)}.")
     return CostTable(tuple(rows))
+
+
+def find_samples(example_inputs: Any) -> int:
+    """Number of samples in a batch: the first dimension of its first tensor."""
+    args, kwargs = as_call(example_inputs)
+    return find_batch_size(kwargs or args)
 
 
 @dataclass
