@@ -136,27 +136,29 @@ class TraDyModel(PretrainedMixin, nn.Module):
         """The memory budget in bytes; None if it is in units or a share."""
         return self._sampler.byte_budget
 
-    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None) -> None:
+    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
         """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
 
         Args:
             example_inputs: A tensor, tuple or dict of inputs.
             setup: The optimizer, loss and precision of training, for a budget in bytes; by default AdamW. Where the
                 strategy needs a layer ranking and there is none yet, the budget is fitted once that is set.
+            fit: Leave what has been fitted as it is, if False.
 
         Raises:
             ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
                 the smallest that works.
         """
         self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
-        self._fit_when_possible(example_inputs, setup)
+        if fit:
+            self._fit_when_possible(example_inputs, setup)
 
     def set_fitted(self, fitted: FittedBudget | None) -> None:
         """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards."""
         self._update(fitted=fitted)
 
     def shrink(self, draw: int, measured: int) -> FittedBudget:
-        """Make draw number `draw` and all later ones smaller, after `measured` bytes were more than the byte budget."""
+        """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""
         self._sampler.fitted = self.fitted.shrink(draw, measured, self.byte_budget, self._sampler.least)
         return self.fitted
 
@@ -200,7 +202,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
                 `config.optimizer_state` decides.
         """
         self._sampler.refuse_unready()
-        if epoch != self.epoch and self._sampler.strategy.dynamic:
+        if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()

@@ -80,6 +80,10 @@ class ChannelSampler:
         """The units that the draw of epoch `epoch` may cost: fewer than `budget` once that has proved too much."""
         return self.budget if self.fitted is None else self.fitted.units_of(epoch)
 
+    def differs(self, epoch: int, other: int) -> bool:
+        """Whether the draws of two epochs may differ."""
+        return self.strategy.dynamic or self.budget_of(epoch) != self.budget_of(other)
+
     @property
     def least(self) -> int:
         """The fewest units that a draw can cost."""
@@ -128,7 +132,7 @@ class ChannelSampler:
             )
         if not self.is_ready:
             raise ValueError(
-                f"memory_budget={self.config.memory_budget!r} has not been fitted to a batch yet; call calibrate(batch)"
+                f"memory_budget={self.config.memory_budget!r} is not fitted to a batch yet; call calibrate(batch)"
             )
 
 
