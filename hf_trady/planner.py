@@ -83,8 +83,7 @@ class TrainingPlan:
 
     def tables(self) -> list[Table]:
         """The plan as rich tables: by kind, by layer, by operation."""
-        of_budget = f"{self.units:,} of {self.total_units:,} units, {len(self.pool)} layers, batch {self.batch_size}"
-        kinds = Table("at the peak", title=f"{self.memory_budget}: {of_budget}", box=box.SIMPLE, title_justify="left")
+        kinds = Table("at the peak", box=box.SIMPLE)
         kinds.add_column("MiB", justify="right")
         for kind, size in self.step.at_peak.items():
             kinds.add_row(kind, _mib(size))
@@ -110,7 +109,11 @@ class TrainingPlan:
             ends = self.left_out if len(self.left_out) < 5 else (*self.left_out[:2], "...", self.left_out[-1])
             lines.append(f"Left out, as the budget can't pay the path to them: {len(self.left_out)} layers, first in "
                          f"the forward ({', '.join(ends)}).")  # fmt: skip
-        return "\n".join([text.rstrip(), *lines])
+        head = (
+            f"memory_budget={self.memory_budget}, batch of {self.batch_size}: {self.units:,} of {self.total_units:,} "
+            f"units, drawn from {len(self.pool)} layers"
+        )
+        return "\n".join([head, text.rstrip(), *lines])
 
 
 def plan(

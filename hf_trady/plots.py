@@ -66,6 +66,10 @@ def plot_memory(plan: TrainingPlan, path: str | os.PathLike, *, title: str = "")
     """
     step = plan.step
     curves = {kind: np.array(step.timeline[kind]) / MIB for kind in KINDS}
+    # Most operations are views and copies in place, which change nothing: only the others take room.
+    changes = np.diff(sum(curves.values()), prepend=-1) != 0
+    curves = {kind: curve[changes] for kind, curve in curves.items()}
+    ends = {phase: int(changes[:end].sum()) for phase, end in step.ends.items()}
     shown = {kind: curve for kind, curve in curves.items() if curve.max() >= 0.002 * step.peak / MIB}
     total = sum(curves.values())
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -77,6 +81,7 @@ def plot_memory(plan: TrainingPlan, path: str | os.PathLike, *, title: str = "")
         colors=[KIND_COLOURS[KINDS.index(kind)] for kind in shown],
         step="post",
         linewidth=0,
+        antialiased=False,  # a thin peak must not fade
     )
     top = 1.18 * max(total.max(), (plan.byte_budget or 0) / MIB)
     peak = int(total.argmax())
@@ -94,13 +99,19 @@ def plot_memory(plan: TrainingPlan, path: str | os.PathLike, *, title: str = "")
         )  # fmt: skip
     start = 0
     for phase in PHASES:
-        end = step.ends[phase]
+        end = ends[phase]
         if start:
             axes.axvline(start, color="0.35", lw=0.8, ls=":")
-        # Narrow phases (an optimizer step of a few operations) are named aslant of their middle, inside the axes.
-        axes.text((start + end) / 2, 0.985 * top, phase, ha="center", va="top", fontsize=9, color="0.25")
+        narrow = end - start < 0.12 * len(total)  # an optimizer step of a few operations: named from its right end
+        place = (min(end, len(total) - 1), "right") if narrow else ((start + end) / 2, "center")
+        axes.text(place[0], 0.985 * top, phase, ha=place[1], va="top", fontsize=9, color="0.25")
         start = end
-    axes.set(xlim=(0, len(total) - 1), ylim=(0, top), xlabel="operation of the step", ylabel="MiB above the weights")
+    axes.set(
+        xlim=(0, len(total) - 1),
+        ylim=(0, top),
+        xlabel="operations that allocate or free memory",
+        ylabel="MiB above the weights",
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title or f"memory_budget={plan.memory_budget}, batch of {plan.batch_size}", fontsize=10, loc="left")
     handles, labels = axes.get_legend_handles_labels()
