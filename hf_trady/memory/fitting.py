@@ -106,7 +106,7 @@ def fit_bytes(trials: Trials, budget: int, tolerance: float = 0.01) -> FittedBud
     floor = trials.path_peak(last)
     if floor > budget:
         raise ValueError(
-            f"memory_budget of {budget / MIB:,.1f} MiB is impossible: one channel of the last layer, "
+            f"memory_budget of {budget / MIB:,.2f} MiB is impossible: one channel of the last layer, "
             f"'{trials.layers[last]}', takes more; the smallest that works is '{_mib_up(floor)}MiB'"
         )
     first, path = _first_affordable(trials, floor, floor + int(PATH_SHARE * (budget - floor)))
@@ -159,5 +159,5 @@ def _most_units(trials: Trials, path: int, budget: int, first: int, tolerance: f
 
 
 def _mib_up(size: int) -> str:
-    """`size` bytes in MiB, rounded up to a tenth."""
-    return f"{-(-size * 10 // MIB) / 10:.1f}"
+    """`size` bytes in MiB, rounded up to a hundredth."""
+    return f"{-(-size * 100 // MIB) / 100:.2f}"
