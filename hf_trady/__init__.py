@@ -2,6 +2,7 @@
 
 from .config import TraDyConfig
 from .model import TraDyModel
+from .planner import TrainingPlan, max_batch_size, plan
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
 from .training import TraDyCallback, TraDyTrainer
 from .version import __version__
@@ -15,7 +16,10 @@ __all__ = [
     "TraDyConfig",
     "TraDyModel",
     "TraDyTrainer",
+    "TrainingPlan",
     "__version__",
     "cost_table",
+    "max_batch_size",
+    "plan",
     "rank_layers",
 ]

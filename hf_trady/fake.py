@@ -1,12 +1,11 @@
-"""Running a model on fake tensors: shapes and no numbers, no compute and no memory."""
+"""Models and inputs as fake tensors: shapes, dtypes and devices, without memory or compute."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,29 +16,51 @@ from torch.utils._pytree import tree_map_only
 
 
 VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
-"""What a model raises on fake tensors whose shapes or control flow depend on values."""
+"""What a model raises on fake tensors when its control flow or its shapes depend on values."""
 
 
-@contextmanager
-def fake_copy(model: nn.Module, example_inputs: Any) -> Iterator[tuple[nn.Module, tuple, dict]]:
-    """A copy of `model` on fake tensors, and the arguments to call it with; inside the block all tensors are fake.
+def fake_mode() -> FakeTensorMode:
+    """A mode in which every operation computes shapes only."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
-    Args:
-        model: Any module; it is not touched.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs.
-    """
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(fake_mode):
+
+def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of `model` whose tensors are fake; those on the meta device become fake ones on the CPU."""
+    with FakeCopyMode(mode):
         fake = copy.deepcopy(model)
-    args, kwargs = tree_map_only(torch.Tensor, fake_mode.from_tensor, as_call(example_inputs))
-    with fake_mode:
-        yield fake, args, kwargs
+    moved: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
+    for module in fake.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.device.type == "meta":
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _on_cpu(tensor, mode)
+                    tensors[name] = moved[id(tensor)]
+    return fake
+
+
+def fake_inputs(inputs: Any, mode: FakeTensorMode) -> tuple[tuple, dict]:
+    """Example inputs as fake positional and keyword arguments; those on the meta device go to the CPU."""
+    args, kwargs = as_call(inputs)
+
+    def to_fake(tensor: Tensor) -> Tensor:
+        return _on_cpu(tensor, mode) if tensor.device.type == "meta" else mode.from_tensor(tensor)
+
+    return tree_map_only(Tensor, to_fake, args), tree_map_only(Tensor, to_fake, kwargs)
 
 
 def as_call(example_inputs: Any) -> tuple[tuple, dict]:
-    """Split example inputs into positional and keyword arguments."""
+    """Split example inputs (a tensor, a tuple or a dict) into positional and keyword arguments."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .config import TraDyConfig
 from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse, why_unsupported
 from .lean import join_epilogues, make_model_lean, make_model_plain
+from .memory import FittedBudget, StepSetup, fit_bytes
 from .sampler import ChannelSampler
 from .saving import (
     PretrainedMixin,
@@ -24,6 +25,7 @@ from .saving import (
 )
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
 from .targets import find_biases, find_heads, find_layers, outside, select_targets
+from .trial import DrawTrials
 
 
 class TraDyModel(PretrainedMixin, nn.Module):
@@ -78,6 +80,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._sampler.check()
         self.active: ActiveChannels | None = None
         self.epoch = 0
+        self._batch: tuple | None = None  # example inputs and setup, while a budget in bytes waits for a ranking
         self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
 
         self.base_model = base_model
@@ -90,6 +93,12 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._hook = base_model.register_forward_pre_hook(self._before_forward)
         self.train(base_model.training)
         self._build()
+        if example_inputs is not None:
+            try:
+                self._fit_when_possible(example_inputs)
+            except ValueError:
+                self.merge_and_unload()
+                raise
 
     # ---- What is trained ----------------------------------------------------------------------------------------
 
@@ -115,17 +124,56 @@ class TraDyModel(PretrainedMixin, nn.Module):
 
     @property
     def is_ready(self) -> bool:
-        """Whether channels can be drawn: the costs are known, and the ranking where the strategy needs one."""
+        """Whether channels can be drawn: the costs are known, the ranking where the strategy needs one, and what a
+        budget in bytes buys."""
         return self._sampler.is_ready
 
-    def calibrate(self, example_inputs: Any) -> None:
-        """Learn the costs of channels from a batch (tensor, tuple or dict of inputs).
+    @property
+    def fitted(self) -> FittedBudget | None:
+        """What a budget in bytes buys; None until it is fitted, or if the budget is not in bytes."""
+        return self._sampler.fitted
+
+    @property
+    def byte_budget(self) -> int | None:
+        """The memory budget in bytes; None if it is in units or a share."""
+        return self._sampler.byte_budget
+
+    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
+        """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
+
+        Args:
+            example_inputs: A tensor, tuple or dict of inputs.
+            setup: The optimizer, loss and precision of training, for a budget in bytes; by default AdamW. Where the
+                strategy needs a layer ranking and there is none yet, the budget is fitted once that is set.
+            fit: Leave what has been fitted as it is, if False.
 
         Raises:
-            ValueError: If the budget is below the cheapest channel.
+            ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
+                the smallest that works.
         """
         self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
         self._join_epilogues(example_inputs)
+        if fit:
+            self._fit_when_possible(example_inputs, setup)
+
+    def set_fitted(self, fitted: FittedBudget | None) -> None:
+        """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards."""
+        self._update(fitted=fitted)
+
+    def shrink(self, draw: int, measured: int) -> FittedBudget:
+        """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""
+        self._sampler.fitted = self.fitted.shrink(draw, measured, self.byte_budget, self._sampler.least)
+        return self.fitted
+
+    def _fit_when_possible(self, example_inputs: Any, setup: StepSetup | None = None) -> None:
+        """Fit a budget in bytes, or keep what that takes until there is a ranking."""
+        self._batch = None
+        if self.byte_budget is None:
+            return
+        if not self._sampler.has_pool:
+            self._batch = example_inputs, setup
+            return
+        self.set_fitted(fit_bytes(DrawTrials(self, example_inputs, setup), self.byte_budget))
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
@@ -135,6 +183,8 @@ class TraDyModel(PretrainedMixin, nn.Module):
                 budget is below the cheapest channel of its top layers.
         """
         self._update(layer_ranking=layer_ranking)
+        if self._batch is not None:
+            self._fit_when_possible(*self._batch)
 
     def rank_layers(self, dataloader: Iterable, **kwargs) -> LayerRanking:
         """Measure a ranking on `dataloader` and use it. Takes the arguments of [`rank_layers`] by keyword."""
@@ -155,7 +205,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
                 `config.optimizer_state` decides.
         """
         self._sampler.refuse_unready()
-        if epoch != self.epoch and self._sampler.strategy.dynamic:
+        if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()
@@ -271,9 +321,13 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._build()
 
     def _build(self) -> None:
-        """Make the Parameters of the active channels, as soon as everything that they depend on is known."""
-        if not self.is_ready:
-            return
+        """Draw, as soon as everything that a draw depends on is known."""
+        if self.is_ready:
+            self._make_active()
+            self.active.assign(self.draw(self.epoch))
+
+    def _make_active(self) -> None:
+        """Make the Parameters of the active channels, with none active."""
         if self.active is not None:
             self.active.assign({})
         groups: dict[tuple, list[str]] = {}
@@ -287,7 +341,6 @@ class TraDyModel(PretrainedMixin, nn.Module):
             self.touched,
             [[row.name for row in rows] for rows in self.pool.sharing()],
         )
-        self.active.assign(self.draw(self.epoch))
 
     def _before_forward(self, module: nn.Module, args) -> None:
         if self.active is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from .config import TraDyConfig
-from .memory import parse_budget
+from .memory import FittedBudget, parse_budget
 from .selection import (
     STRATEGIES,
     CostTable,
@@ -30,6 +30,7 @@ class ChannelSampler:
     Attributes:
         costs: Costs of all layers outside the head; None until they are measured.
         layer_ranking: The ranking; None until there is one.
+        fitted: What a budget in bytes buys; None until that is found out. Where there is one, it is the budget.
     """
 
     def __init__(
@@ -41,15 +42,24 @@ class ChannelSampler:
         self.bias_units = bias_units
         self.layer_ranking = layer_ranking
         self.costs: CostTable | None = None
+        self.fitted: FittedBudget | None = None
+        self.byte_budget = _bytes_of(config)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether it is known which layers to draw from: the costs are, and the ranking where it is needed."""
+        return self.costs is not None and (not self.strategy.uses_ranking or self.layer_ranking is not None)
 
     @property
     def is_ready(self) -> bool:
-        """Whether channels can be drawn: the costs are known, and the ranking where the strategy needs one."""
-        return self.costs is not None and (not self.strategy.uses_ranking or self.layer_ranking is not None)
+        """Whether channels can be drawn: the pool is known, and what a budget in bytes buys."""
+        return self.has_pool and (self.byte_budget is None or self.fitted is not None)
 
     @property
     def budget(self) -> int:
         """The memory budget in units (elements of weight gradient and saved activation of one sample)."""
+        if self.fitted is not None:
+            return self.fitted.units
         self.refuse_uncalibrated()
         return parse_budget(self.config.memory_budget).units(self.costs.total_units)
 
@@ -57,14 +67,27 @@ class ChannelSampler:
     def pool(self) -> CostTable:
         """The layers that channels are drawn from."""
         self.refuse_unready()
-        names = self.targets
+        names = self.targets - set(self.fitted.left_out if self.fitted is not None else ())
         if self.strategy.uses_ranking:
             names = names & set(self.layer_ranking.top(self.config.ranking_coverage, self.config.num_layers))
         return self.costs.subset(names)
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """The channels of epoch `epoch`: layer name -> sorted indices, int64 `[n]`."""
-        return draw(self.strategy, self.pool, self.budget - self.bias_units, self.config.seed, epoch)
+        return draw(self.strategy, self.pool, self.budget_of(epoch) - self.bias_units, self.config.seed, epoch)
+
+    def budget_of(self, epoch: int) -> int:
+        """The units that the draw of epoch `epoch` may cost: fewer than `budget` once that has proved too much."""
+        return self.budget if self.fitted is None else self.fitted.units_of(epoch)
+
+    def differs(self, epoch: int, other: int) -> bool:
+        """Whether the draws of two epochs may differ."""
+        return self.strategy.dynamic or self.budget_of(epoch) != self.budget_of(other)
+
+    @property
+    def least(self) -> int:
+        """The fewest units that a draw can cost."""
+        return min(row.space for row in self.pool) + self.bias_units
 
     def capacity(self, names: Iterable[str]) -> int:
         """Most weight elements that any draw can hold in the layers `names`."""
@@ -72,7 +95,7 @@ class ChannelSampler:
 
     def report(self, selection: Mapping[str, Tensor], epoch: int, element_sizes: Mapping[str, int]) -> SparsityReport:
         """Sparsity and budget use of `selection`. `element_sizes`: layer name -> bytes of an element of its weight."""
-        return sparsity(self.costs, selection, epoch, self.budget, element_sizes, self.bias_units)
+        return sparsity(self.costs, selection, epoch, self.budget_of(epoch), element_sizes, self.bias_units)
 
     def check(self) -> None:
         """Refuse a budget or a ranking that doesn't fit, as far as the costs are known.
@@ -84,6 +107,8 @@ class ChannelSampler:
             return
         if self.layer_ranking is not None:
             self.layer_ranking.check(self.costs)
+        if self.byte_budget is not None and self.fitted is None:
+            return
         if self.bias_units >= max(self.budget, 1):
             raise ValueError(
                 f"memory_budget of {self.budget:,} units does not even hold the {self.bias_units:,} biases of "
@@ -100,8 +125,17 @@ class ChannelSampler:
     def refuse_unready(self) -> None:
         """Raise a ValueError if no channels can be drawn yet."""
         self.refuse_uncalibrated()
-        if not self.is_ready:
+        if not self.has_pool:
             raise ValueError(
                 f"strategy '{self.config.strategy}' needs a layer ranking; pass layer_ranking, call "
                 "rank_layers(dataloader), or train with TraDyTrainer, which measures one"
             )
+        if not self.is_ready:
+            raise ValueError(
+                f"memory_budget={self.config.memory_budget!r} is not fitted to a batch yet; call calibrate(batch)"
+            )
+
+
+def _bytes_of(config: TraDyConfig) -> int | None:
+    budget = parse_budget(config.memory_budget)
+    return budget.value if budget.kind == "bytes" else None

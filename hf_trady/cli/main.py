@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from ..version import __version__
-from . import train
+from . import plan, train
 
 
-VERBS = {"train": train}
+VERBS = {"train": train, "plan": plan}
 
 
 def main(arguments: list[str] | None = None) -> int:

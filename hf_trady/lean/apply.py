@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from ..fake import VALUE_DEPENDENT, fake_copy
+from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
 from ..standin import swap_out
 from .attention import make_attention_lean, make_attention_plain
 from .base import LeanModule
@@ -50,12 +50,14 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
         example_inputs: A batch (tensor, tuple or dict of inputs).
     """
     try:
-        with fake_copy(model, example_inputs) as (fake, args, kwargs):
-            fake.train()
-            for module in fake.modules():
-                if isinstance(module, FrozenBatchNorm):
-                    module.eval()
-            chains = find_chains(fake, args, kwargs)
+        mode = fake_mode()
+        fake, inputs = fake_copy(model, mode), fake_inputs(example_inputs, mode)
+        fake.train()
+        for module in fake.modules():
+            if isinstance(module, FrozenBatchNorm):
+                module.training = False
+        with mode:
+            chains = find_chains(fake, *inputs)
     except VALUE_DEPENDENT as error:
         logger.info(f"Norms stay apart from their convolutions, as the model's shapes depend on values ({error}).")
         return

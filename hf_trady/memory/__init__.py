@@ -1,4 +1,21 @@
 from .budget import Budget, parse_budget
+from .fitting import FITTED_NAME, MIB, FittedBudget, fit_bytes
+from .prediction import KINDS, PHASES, StepMemory, StepSetup, predict_step, run_step
+from .tracker import PeakTracker
 
 
-__all__ = ["Budget", "parse_budget"]
+__all__ = [
+    "FITTED_NAME",
+    "KINDS",
+    "MIB",
+    "PHASES",
+    "Budget",
+    "FittedBudget",
+    "PeakTracker",
+    "StepMemory",
+    "StepSetup",
+    "fit_bytes",
+    "parse_budget",
+    "predict_step",
+    "run_step",
+]

@@ -28,12 +28,12 @@ class Budget:
         """The budget in units (elements) for a network of `total_units`.
 
         Raises:
-            ValueError: If the budget is in bytes; these need a prediction of the peak, which this release lacks.
+            ValueError: If the budget is in bytes, which say nothing of units before they are fitted to a batch.
         """
         if self.kind == "bytes":
             raise ValueError(
-                f"memory_budget={self.value:,} bytes: budgets in bytes are not supported yet; "
-                "give elements (an int) or a share of the network (a float in (0, 1])"
+                f"memory_budget={self.value:,} bytes: what they buy is known only after calibrate(batch); "
+                "or give elements (an int) or a share of the network (a float in (0, 1])"
             )
         return int(self.value) if self.kind == "units" else int(self.value * total_units)
 

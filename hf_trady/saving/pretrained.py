@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..config import TraDyConfig
+from ..memory import FittedBudget
 from ..selection import RANKING_NAME, LayerRanking
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import TrainedState, load_state, save_state
@@ -17,6 +18,7 @@ class PretrainedMixin:
 
     trady_config: TraDyConfig
     layer_ranking: LayerRanking | None
+    fitted: FittedBudget | None
     base_model: nn.Module
     touched: dict
 
@@ -32,12 +34,14 @@ class PretrainedMixin:
         """Write what training has changed, the config and the ranking into `save_directory`.
 
         Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
-        `trady_config.json`, `layer_ranking.json` where there is a ranking, and the base model's `config.json` where
-        it has one. Each is written whole or not at all.
+        `trady_config.json`, `layer_ranking.json` where there is a ranking, `trady_plan.json` where a budget in bytes
+        has been fitted, and the base model's `config.json` where it has one. Each is written whole or not at all.
         """
         save_state(self.trained_state(), save_directory)
         if self.layer_ranking is not None:
             self.layer_ranking.save_pretrained(save_directory)
+        if self.fitted is not None:
+            self.fitted.save_pretrained(save_directory)
         base_config = getattr(self.base_model, "config", None)
         if hasattr(base_config, "save_pretrained"):
             base_config.save_pretrained(save_directory)

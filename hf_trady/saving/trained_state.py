@@ -4,15 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from ..layers import channel_shape, mark, num_channels, read_channels, sparse_type, write_channels
 from .weights_file import TrainedState, checksum
 
 
 def buffer_checksums(model: nn.Module) -> dict[str, int]:
-    """Checksum of every buffer that a state dict of `model` holds."""
+    """Checksum of every buffer that a state dict of `model` holds; none of a fake one, which has no values."""
     saved = model.state_dict().keys()
-    return {name: checksum(buffer) for name, buffer in model.named_buffers() if name in saved}
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    return {name: checksum(buffer) for name, buffer in buffers if not is_fake(buffer)}
 
 
 def collect_state(

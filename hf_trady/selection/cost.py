@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils import logging
 
-from ..fake import VALUE_DEPENDENT, as_call, fake_copy
+from ..fake import VALUE_DEPENDENT, as_call, fake_copy, fake_inputs, fake_mode
 from ..layers import sparse_type, why_unsupported
 from ..matching import matches
 
@@ -164,9 +164,11 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         (72, 256)
     """
     args, kwargs = as_call(example_inputs)
-    batch_size = find_batch_size(kwargs or args)
+    batch_size = find_samples(example_inputs)
     try:
-        with fake_copy(model, example_inputs) as (fake, fake_args, fake_kwargs):
+        mode = fake_mode()
+        fake, (fake_args, fake_kwargs) = fake_copy(model, mode), fake_inputs(example_inputs, mode)
+        with mode:
             calls = _record_calls(fake, fake_args, fake_kwargs, exclude_modules)
     except VALUE_DEPENDENT as error:
         logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
@@ -177,6 +179,12 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     if idle:
         logger.warning(f"Left out of the costs, as the forward never calls them: {', '.join(idle)}.")
     return CostTable(tuple(rows))
+
+
+def find_samples(example_inputs: Any) -> int:
+    """Number of samples in a batch: the first dimension of its first tensor."""
+    args, kwargs = as_call(example_inputs)
+    return find_batch_size(kwargs or args)
 
 
 @dataclass

@@ -3,13 +3,22 @@
 import inspect
 import math
 
+import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
+from ..memory import MIB, PeakTracker
 from ..model import TraDyModel
 
 
+logger = logging.get_logger(__name__)
+
+
 class TraDyCallback(TrainerCallback):
-    """Draws new channels at each epoch, or every N optimizer steps, and logs their sparsity.
+    """Draws new channels at each epoch, or every N optimizer steps; logs their sparsity and the peak memory.
+
+    Where a peak exceeds a budget in bytes, later draws are smaller. At the end of training, a line says how the peak
+    compares to the budget.
 
     [`TraDyTrainer`] adds it by itself. For another Trainer: `trainer.add_callback(TraDyCallback(trainer))`, with a
     model that [`TraDyModel.is_ready`].
@@ -23,6 +32,9 @@ class TraDyCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+        self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
+        self._tracker: PeakTracker | None = None
+        self._stepped = False  # since the last measurement
         if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
             # The columns of a data set to keep: by itself the Trainer would look at TraDyModel's forward.
             parameters = inspect.signature(self._model.base_model.forward).parameters
@@ -34,15 +46,47 @@ class TraDyCallback(TrainerCallback):
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
+        self._track()
         self._log()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every == "epoch":
             self._redraw(int(state.epoch))
+        self._tracker.reset()  # an evaluation is no training step
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch":
             self._redraw(state.global_step // self._every)
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._tracker.sample()
+        self._stepped = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._every != "epoch" and state.global_step % self._every == 0:
+            self._measure()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._measure()  # before a checkpoint is written, which holds what follows from it
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._measure()
+        verdict = self.verdict()
+        if verdict is not None and state.is_world_process_zero:
+            print(verdict)
+
+    def verdict(self) -> str | None:
+        """How the highest peak compares to the budget in bytes; None if there is none or nothing was measured."""
+        model = self._model
+        if model.byte_budget is None or not self.peaks:
+            return None
+        peak, budget = max(self.peaks.values()), model.byte_budget
+        over = [draw for draw, value in self.peaks.items() if value > budget]
+        outcome = "inside" if not over else f"exceeded in {len(over)} of {len(self.peaks)} draws"
+        return (
+            f"peak {peak / MIB:,.0f} MiB measured, {model.fitted.predicted_peak / MIB:,.0f} MiB predicted, "
+            f"budget {budget / MIB:,.0f} MiB: {outcome}"
+        )
 
     @property
     def _model(self) -> TraDyModel:
@@ -67,3 +111,34 @@ class TraDyCallback(TrainerCallback):
 
     def _log(self) -> None:
         self.trainer.log(self._model.report().logs())
+
+    def _track(self) -> None:
+        """Start to measure. What training answers for, and what is there by now, is no part of the baseline."""
+        optimizer = self.trainer.optimizer
+        states = optimizer.state.values() if optimizer is not None else ()
+        own = [*self._model.active.flat, *(value for state in states for value in state.values())]
+        already = sum(tensor.nbytes for tensor in own if isinstance(tensor, torch.Tensor))
+        self._tracker = PeakTracker(self.trainer.args.device, already, self._model.byte_budget is not None)
+        self._stepped = False
+
+    def _measure(self) -> None:
+        """Log the peak of the current draw; if it exceeds the budget, make the later draws smaller."""
+        model, peak = self._model, self._tracker.peak
+        if not self._stepped or peak is None:
+            return
+        self._stepped = False
+        # Every process must draw the same, so every process goes by the one that took the most.
+        peak = int(self.trainer.accelerator.gather(torch.tensor([peak], device=self.trainer.args.device)).max())
+        self._tracker.reset()
+        self.peaks[model.epoch] = max(peak, self.peaks.get(model.epoch, 0))
+        logs = {"trady/peak_bytes": peak}
+        if model.fitted is not None:
+            logs["trady/predicted_peak_bytes"] = model.fitted.predicted_peak
+            if peak > model.byte_budget:
+                units = model.shrink(model.epoch + 1, peak).units_of(model.epoch + 1)
+                logs["trady/next_budget"] = units
+                logger.warning(
+                    f"Draw {model.epoch} took {peak / MIB:,.1f} MiB, more than the budget of "
+                    f"{model.byte_budget / MIB:,.1f} MiB; from the next draw on the budget is {units:,} units."
+                )
+        self.trainer.log(logs)

@@ -1,8 +1,9 @@
 """The Trainer that fine-tunes a TraDyModel."""
 
+import itertools
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,18 +16,23 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
 
+from ..memory import FittedBudget, StepSetup
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
 from ..selection import RANKING_NAME, LayerRanking
 from .callback import TraDyCallback
 
 
+BATCHES_COMPARED = 8
+
+
 class TraDyTrainer(Trainer):
     """[`~transformers.Trainer`] for a [`TraDyModel`]: prepares it, redraws channels, logs sparsity, saves and resumes.
 
-    Before the first step it learns the costs of channels from the first batch and, where the strategy needs a ranking
-    and has none, measures one. Checkpoints hold what [`TraDyModel.save_pretrained`] writes; with
-    `load_best_model_at_end` also the whole `model.safetensors`, to return to.
+    Before the first step it learns the costs of channels from the first batch, fits a budget in bytes to its own
+    optimizer, precision and batch size and, where the strategy needs a ranking and has none, measures one.
+    Checkpoints hold what [`TraDyModel.save_pretrained`] writes; with `load_best_model_at_end` also the whole
+    `model.safetensors`, to return to.
 
     A base model that is not a transformers model is called with its inputs in the order of the batch, without the
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
@@ -79,13 +85,22 @@ class TraDyTrainer(Trainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
-        if model.is_ready:
+        fitted = FittedBudget.from_pretrained(checkpoint) if checkpoint is not None else None
+        if fitted is not None and fitted != model.fitted:
+            model.set_fitted(fitted)  # what it was when the checkpoint was written, whatever would be measured now
+        fits = model.byte_budget is not None and fitted is None and self.optimizer is None
+        if model.is_ready and not fits:
             return
         with _kept_random_states():
             dataloader = self.get_train_dataloader()
-            if model.costs is None:
-                batch = self._prepare_inputs(next(iter(dataloader)))
-                model.calibrate(self._call_inputs(batch)[0])
+            if model.costs is None or fits:
+                if self.args.gradient_checkpointing:
+                    model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+                inputs = self._call_inputs(self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader)))[
+                    0
+                ]
+                model.calibrate(inputs, self.step_setup(), fit=fits)
+                self._agree_on_budget()
             if model.is_ready:
                 return
             if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file():
@@ -99,6 +114,19 @@ class TraDyTrainer(Trainer):
                 disable_tqdm=self.args.disable_tqdm or not self.is_local_process_zero(),
             )
             model.set_layer_ranking(broadcast_object_list([ranking])[0])  # every process ranked its own batches
+            self._agree_on_budget()
+
+    def step_setup(self) -> StepSetup:
+        """What a step of this Trainer does besides the model, as its arguments say."""
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        return StepSetup(cls, kwargs, autocast_dtype=dtype, accumulates=self.args.gradient_accumulation_steps > 1)
+
+    def _agree_on_budget(self) -> None:
+        """Take the budget that the main process fitted: each process had its own batch."""
+        fitted = broadcast_object_list([self.model.fitted])[0]
+        if fitted != self.model.fitted:
+            self.model.set_fitted(fitted)
 
     def _ranking_loss(self, model: nn.Module, batch) -> torch.Tensor:
         with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -139,6 +167,16 @@ class TraDyTrainer(Trainer):
             self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _first(dataloader: Iterable) -> Mapping:
+    return next(iter(dataloader))
+
+
+def _longest(dataloader: Iterable) -> Mapping:
+    """The longest of the first batches of texts, which differ in length; otherwise the first batch."""
+    first, *rest = itertools.islice(dataloader, BATCHES_COMPARED if "input_ids" in _first(dataloader) else 1)
+    return max([first, *rest], key=lambda batch: batch["input_ids"].numel() if "input_ids" in batch else 0)
 
 
 def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
-from hf_trady.fake import fake_copy
+from hf_trady.fake import fake_copy, fake_inputs, fake_mode
 from hf_trady.lean import Chain, find_chains
 
 
@@ -12,8 +12,10 @@ def chains(model, size=16):
     for module in model.train().modules():
         if isinstance(module, nn.BatchNorm2d):
             module.training = False
-    with fake_copy(model, torch.zeros(2, 3, size, size)) as (fake, args, kwargs):
-        return find_chains(fake, args, kwargs)
+    mode = fake_mode()
+    fake, inputs = fake_copy(model, mode), fake_inputs(torch.zeros(2, 3, size, size), mode)
+    with mode:
+        return find_chains(fake, *inputs)
 
 
 class Net(nn.Module):

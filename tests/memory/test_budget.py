@@ -135,7 +135,7 @@ def test_any_text_is_a_positive_budget_or_refused(text):
 
 @given(st.integers(1, 10**12), st.integers(0, 10**12))
 @settings(max_examples=50, deadline=None)
-def test_a_budget_in_bytes_is_refused_for_now_in_one_line_that_says_what_to_give(size, total):
+def test_a_budget_in_bytes_says_nothing_of_units_by_itself_and_what_to_do_is_said_in_one_line(size, total):
     with pytest.raises(ValueError) as error:
         Budget("bytes", size).units(total)
     message = str(error.value)

@@ -1,0 +1,265 @@
+"""What one training step takes in memory, predicted by running it on fake tensors."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
+from .graph import op_of_storage
+from .storages import Storage, StorageLog
+
+
+KINDS = ("inputs", "channels", "optimizer", "gradients", "activations", "masks", "transients")
+"""What bytes are for: the batch; the trained channels' own copy; optimizer state; gradients of Parameters; what the
+forward leaves for backward, apart from elements of one byte or less (masks); and everything that comes and goes."""
+
+PHASES = ("forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """What a training step does besides the model.
+
+    Attributes:
+        optimizer_cls: Optimizer class.
+        optimizer_kwargs: Its arguments besides the parameters.
+        loss: Output of the model -> scalar loss; see `default_loss`.
+        autocast_dtype: Run the forward under autocast to this dtype.
+        accumulates: Gradients of earlier micro-batches are there when the forward starts.
+    """
+
+    optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW
+    optimizer_kwargs: Mapping[str, Any] | None = None
+    loss: Callable[[Any], Tensor] | None = None
+    autocast_dtype: torch.dtype | None = None
+    accumulates: bool = False
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Memory of one training step in its steady state (optimizer state is there when it starts), in bytes.
+
+    Everything is counted that is there beside the weights and buffers of the plain model, the batch included. What an
+    operation allocates and frees by itself (a convolution's workspace) is not seen.
+
+    Attributes:
+        peak: Most bytes at any one time.
+        at_peak: By kind, the bytes at that time; they sum up to `peak`.
+        weights: Bytes of the model's own weights and buffers, which are not in `peak`.
+        kept: Bytes of activations and masks at the end of the forward.
+        layers: Module name -> bytes of `kept` that were saved in it; each storage counts once.
+        ops: Operation -> bytes of `kept` that autograd holds for it; functions written in Python by their full name.
+        order: Names of the modules in the order of their first call.
+        timeline: By kind, the bytes after each operation.
+        ends: By phase, the number of operations after which it ends.
+        names: By operation, the module whose forward it belongs to, or "".
+    """
+
+    peak: int
+    at_peak: dict[str, int]
+    weights: int
+    kept: int
+    layers: dict[str, int]
+    ops: dict[str, int]
+    order: list[str]
+    timeline: dict[str, list[int]]
+    ends: dict[str, int]
+    names: list[str]
+
+    def to_dict(self) -> dict:
+        """A JSON-serializable dict."""
+        return asdict(self)
+
+
+def predict_step(model: nn.Module, example_inputs: Any, setup: StepSetup | None = None) -> StepMemory:
+    """Predict the memory of one training step of `model`, which is neither run nor changed.
+
+    Args:
+        model: Any module with trainable parameters, in the mode (train or eval) in which it will be trained. Tensors
+            on the meta device are taken to be on the CPU.
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs.
+        setup: Optimizer, loss, precision.
+
+    Raises:
+        ValueError: If the control flow depends on values, or nothing trains.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False))
+        >>> step = predict_step(net, torch.zeros(16, 8))
+        >>> step.weights, step.at_peak["inputs"], step.at_peak["optimizer"]
+        (160, 512, 328)
+    """
+    mode = fake_mode()
+    return run_step(fake_copy(model, mode), fake_inputs(example_inputs, mode), mode, setup or StepSetup())
+
+
+def run_step(
+    model: nn.Module,
+    inputs: tuple[tuple, dict],
+    mode: FakeTensorMode,
+    setup: StepSetup,
+    own: nn.Module | None = None,
+) -> StepMemory:
+    """Like `predict_step`, for a model and inputs that are fake already, and left without gradients.
+
+    Args:
+        model: A module made of fake tensors of `mode`.
+        inputs: Fake positional and keyword arguments.
+        mode: The fake mode.
+        setup: Optimizer, loss, precision.
+        own: The part of `model` whose Parameters and buffers are the model's own weights (default: all of it).
+
+    Raises:
+        ValueError: If the control flow depends on values, or nothing trains.
+    """
+    own = model if own is None else own
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("can't predict a training step: no parameter requires a gradient")
+    try:
+        with mode:
+            return _Step(model, inputs, setup, own, trained).run()
+    except VALUE_DEPENDENT as error:
+        raise ValueError(
+            f"can't predict the memory of {type(own).__name__}: its control flow depends on values ({error}); give "
+            "memory_budget as an int (elements) or a float (share of the network)"
+        ) from None
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+
+
+def default_loss(output: Any) -> Tensor:
+    """The model's own loss, or else cross-entropy over the last dimension of its logits, as a Trainer computes it."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if loss is not None:
+        return loss
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    if logits.dim() < 2:
+        return logits.float().sum()
+    logits = logits.flatten(0, -2).float()
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+class _Step:
+    """One step under observation."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[tuple, dict], setup: StepSetup, own: nn.Module, trained: list):
+        self.model, self.inputs, self.setup, self.own, self.trained = model, inputs, setup, own, trained
+        self.stack = [""]
+        self.order: dict[str, None] = {}
+        self.savers: dict[int, str] = {}  # id of a Storage -> name of the module that saved it first
+        self.log = StorageLog(lambda: self.stack[-1])
+
+    def run(self) -> StepMemory:
+        optimizer = self._warm_optimizer()
+        log, ends = self.log, {}
+        args, kwargs = self.inputs
+        # Plain tensor lists, so that no storage of a later step can be mistaken for one of these.
+        weights = log.add([*self.own.parameters(), *self.own.buffers()])
+        kinds = {id(storage): None for storage in weights}
+        groups = {
+            "inputs": [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)],
+            "channels": list(self.model.parameters()),
+            "optimizer": [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)],
+            "gradients": [parameter.grad for parameter in self.trained if parameter.grad is not None],
+        }
+        for kind, tensors in groups.items():
+            for storage in log.add(tensors):
+                kinds.setdefault(id(storage), kind)
+        with log:
+            loss = self._forward(args, kwargs)
+            ends["forward"] = log.time
+            kept = [storage for storage in log.storages if storage.died is None and id(storage) not in kinds]
+            ops = op_of_storage(loss, log.find)
+            loss.backward()
+            del loss
+            ends["backward"] = log.time
+            for storage in log.add(parameter.grad for parameter in self.trained if parameter.grad is not None):
+                kinds.setdefault(id(storage), "gradients")
+            optimizer.step()
+            ends["optimizer"] = log.time
+        for storage in kept:
+            kinds.setdefault(id(storage), "masks" if storage.itemsize == 1 else "activations")
+        return self._summary(kinds, weights, kept, ops, ends)
+
+    def _warm_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, with the state that its first step makes."""
+        # Left out: weights that no gradient reaches have no state in training either, but count here.
+        optimizer = self.setup.optimizer_cls(self.trained, **(self.setup.optimizer_kwargs or {}))
+        for parameter in self.trained:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        if not self.setup.accumulates:
+            optimizer.zero_grad()
+        return optimizer
+
+    def _forward(self, args: tuple, kwargs: dict) -> Tensor:
+        dtype = self.setup.autocast_dtype
+        device = self.trained[0].device.type
+        with contextlib.ExitStack() as stack:
+            for name, module in self.own.named_modules():
+                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
+                stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._saved, lambda tensor: tensor))
+            if dtype is not None:
+                stack.enter_context(torch.autocast(device, dtype))
+            return (self.setup.loss or default_loss)(self.model(*args, **kwargs))
+
+    def _enter(self, name: str):
+        def hook(module, args):
+            self.stack.append(name)
+            self.order.setdefault(name)
+
+        return hook
+
+    def _leave(self, module, args, output) -> None:
+        self.stack.pop()
+
+    def _saved(self, tensor: Tensor) -> Tensor:
+        storage = self.log.find(tensor)
+        if storage is not None:
+            self.savers.setdefault(id(storage), self.stack[-1])
+        return tensor
+
+    def _summary(self, kinds: dict, weights: list[Storage], kept: list[Storage], ops: dict, ends: dict) -> StepMemory:
+        log = self.log
+        changes = {kind: np.zeros(log.time + 2, dtype=np.int64) for kind in KINDS}
+        for storage in log.storages:
+            kind = kinds.get(id(storage), "transients")
+            if kind is not None:
+                changes[kind][storage.born] += storage.nbytes
+                if storage.died is not None:
+                    changes[kind][storage.died] -= storage.nbytes
+        curves = {kind: change.cumsum()[:-1] for kind, change in changes.items()}
+        total = sum(curves.values())
+        peak = int(total.argmax())
+        layers: dict[str, int] = {}
+        by_op: dict[str, int] = {}
+        for storage in kept:
+            name = self.savers.get(id(storage), storage.module)
+            layers[name] = layers.get(name, 0) + storage.nbytes
+            if id(storage) in ops:
+                by_op[ops[id(storage)]] = by_op.get(ops[id(storage)], 0) + storage.nbytes
+        return StepMemory(
+            peak=int(total[peak]),
+            at_peak={kind: int(curve[peak]) for kind, curve in curves.items()},
+            weights=sum(storage.nbytes for storage in weights),
+            kept=sum(storage.nbytes for storage in kept),
+            layers=layers,
+            ops=dict(sorted(by_op.items(), key=lambda item: -item[1])),
+            order=list(self.order),
+            timeline={kind: curve.tolist() for kind, curve in curves.items()},
+            ends=ends,
+            names=log.names,
+        )

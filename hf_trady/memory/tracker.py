@@ -1,0 +1,118 @@
+"""Measures what training really takes in memory."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_RETURNED_FROM = 128 * 1024  # bytes; glibc's own initial threshold
+
+
+class PeakTracker:
+    """The peak memory of this process, or of its accelerator, above what it was when the tracker was made.
+
+    On CUDA these are the bytes of tensors by the allocator's own counter. On MPS there is no counter of peaks; what is
+    allocated is read whenever `sample` is called. On Linux's CPU it is the resident memory without pages of files:
+    code that libraries load as they are first needed, and mapped data sets, come and go as the system likes. Elsewhere
+    nothing is measured.
+
+    Args:
+        device: Where the model is.
+        already: Bytes that are there when the tracker is made and that training is to answer for all the same.
+        returns_freed: See `return_freed_memory`; without it, peaks of a process on glibc are up to a third higher.
+
+    Attributes:
+        method: `"cuda"`, `"mps"`, `"rss"` or None where nothing can be measured.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", already: int = 0, returns_freed: bool = True):
+        self.device = torch.device(device)
+        self.method = _method(self.device)
+        self._sampled = 0
+        if self.method == "rss" and returns_freed:
+            return_freed_memory()
+        self._baseline = self._now() - already
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the peak so far; the baseline stays."""
+        self._sampled = 0
+        if self.method == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.method == "rss":
+            _CLEAR_REFS.write_text("5")
+
+    def sample(self) -> None:
+        """Take in what is allocated now, where there is no counter of peaks. Call it during the step."""
+        if self.method == "mps":
+            self._sampled = max(self._sampled, self._now())
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes of the highest peak since the last `reset`, above the baseline; None where nothing is measured."""
+        if self.method is None:
+            return None
+        if self.method == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        elif self.method == "mps":
+            self.sample()
+            peak = self._sampled
+        else:
+            peak = _status("VmHWM") - _status("RssFile")
+        return max(0, peak - self._baseline)
+
+    @property
+    def current(self) -> int | None:
+        """Bytes allocated now, above the baseline; None where nothing is measured."""
+        return None if self.method is None else max(0, self._now() - self._baseline)
+
+    def _now(self) -> int:
+        if self.method == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        if self.method == "mps":
+            return torch.mps.current_allocated_memory()
+        return _status("VmRSS") - _status("RssFile") if self.method == "rss" else 0
+
+
+def return_freed_memory() -> bool:
+    """Make the C library give freed tensors back to the system at once; returns whether it could be told to.
+
+    By itself glibc raises the size from which it does so up to 32 MiB, as large blocks are freed, and keeps what is
+    smaller in a heap with holes: the peak of a full fine-tuning step of a MobileNetV2 (batch 32, 128 px) is then 1,094
+    instead of 824 MiB, and differs from run to run. The price is a few per cent of the time of a step.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return False
+    done = libc.mallopt(_M_MMAP_THRESHOLD, _RETURNED_FROM) and libc.mallopt(_M_TRIM_THRESHOLD, _RETURNED_FROM)
+    libc.malloc_trim(0)
+    return bool(done)
+
+
+def _method(device: torch.device) -> str | None:
+    if device.type in ("cuda", "mps"):
+        return device.type
+    if device.type == "cpu" and _can_reset():
+        return "rss"
+    return None
+
+
+def _can_reset() -> bool:
+    """Whether the high-water mark of this process can be read and reset: on Linux, unless a sandbox forbids it."""
+    try:
+        _CLEAR_REFS.write_text("5")
+        return _status("VmHWM") > 0 and _status("RssFile") > 0
+    except OSError:
+        return False
+
+
+def _status(name: str) -> int:
+    """Bytes of an entry of /proc/self/status; 0 if there is none."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
