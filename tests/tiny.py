@@ -123,7 +123,7 @@ def ranking_of(costs: CostTable, **scores: float) -> LayerRanking:
 
 
 def wrap(net: nn.Module, example_inputs, budget: int | float = 0.3, **kwargs) -> TraDyModel:
-    """A model that draws from all layers, its gradients exact, unless `kwargs`, fields of the config, say otherwise."""
+    """A model that draws from all layers, gradients exact, unless `kwargs`, fields of the config, say otherwise."""
     kwargs = {"strategy": "dynamic_full_random", "lean_backward": "exact"} | kwargs
     return TraDyModel(net, TraDyConfig(memory_budget=budget, **kwargs), example_inputs)
 
