@@ -173,7 +173,8 @@ class TraDyModel(PretrainedMixin, nn.Module):
         if not self._sampler.has_pool:
             self._batch = example_inputs, setup
             return
-        self.set_fitted(fit_bytes(DrawTrials(self, example_inputs, setup), self.byte_budget))
+        limit = int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0)))
+        self.set_fitted(fit_bytes(DrawTrials(self, example_inputs, setup), limit))
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.

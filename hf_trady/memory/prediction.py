@@ -34,6 +34,7 @@ class StepSetup:
         loss: Output of the model -> scalar loss; see `default_loss`.
         autocast_dtype: Run the forward under autocast to this dtype.
         accumulates: Gradients of earlier micro-batches are there when the forward starts.
+        reserve: Share of a budget in bytes to leave for what no prediction sees: workspaces, what libraries take once.
     """
 
     optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW
@@ -41,6 +42,7 @@ class StepSetup:
     loss: Callable[[Any], Tensor] | None = None
     autocast_dtype: torch.dtype | None = None
     accumulates: bool = False
+    reserve: float = 0.0
 
 
 @dataclass(frozen=True)
