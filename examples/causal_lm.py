@@ -1,8 +1,7 @@
 """Fine-tune a causal language model on a text file inside a number of bytes.
 
 The budget is the peak memory of a training step above the model's own weights: activations, gradients, optimizer
-state and all that comes and goes. The model is a Hub id or a directory (with `--gguf_file`, a quantized file in it,
-which is loaded in full precision and needs `pip install gguf`).
+state and all that comes and goes. The model is a Hub id or a directory.
 
     python examples/causal_lm.py --train_file book.txt
     python examples/causal_lm.py --train_file book.txt --model_name_or_path gpt2 --memory_budget 1GiB
@@ -37,7 +36,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_file", required=True, help="plain text; a tenth of it is held out")
     parser.add_argument("--model_name_or_path", default="HuggingFaceTB/SmolLM2-135M")
-    parser.add_argument("--gguf_file", help="a GGUF file in that directory or repository")
     parser.add_argument("--memory_budget", default="512MiB", help="bytes, elements, or a share of the elements")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--block_size", type=int, default=128, help="tokens")
@@ -48,10 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     set_seed(0)
 
-    gguf = {"gguf_file": options.gguf_file} if options.gguf_file else {}
-    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path, **gguf)
+    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     splits = load_blocks(options.train_file, tokenizer, options.block_size).train_test_split(test_size=0.1, seed=0)
-    base_model = AutoModelForCausalLM.from_pretrained(options.model_name_or_path, dtype="float32", **gguf)
+    base_model = AutoModelForCausalLM.from_pretrained(options.model_name_or_path, dtype="float32")
+    if options.gradient_checkpointing:
+        base_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     config = TraDyConfig(memory_budget=options.memory_budget, resample_every=max(1, options.max_steps // 4))
     model = TraDyModel(base_model, config)
@@ -63,8 +62,6 @@ def main() -> None:
             learning_rate=options.learning_rate,
             per_device_train_batch_size=options.per_device_train_batch_size,
             per_device_eval_batch_size=options.per_device_train_batch_size,
-            gradient_checkpointing=options.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
             logging_steps=max(1, options.max_steps // 4),
             save_strategy="no",
             report_to="none",
