@@ -117,7 +117,7 @@ def _checkpoint(model: nn.Module) -> nn.Module:
 
 
 def _five_percent(channels: int) -> int:
-    return max(1, round(SHARE * channels))
+    return max(1, int(SHARE * channels))
 
 
 def _paca_channels(channels: int) -> int:

@@ -15,7 +15,7 @@ from .registry import register_sparse_layer
 
 
 CHUNK_BYTES = 1 << 24
-"""The backward works through the batch in parts whose gradients are about this large, as it must copy them."""
+"""Where the backward must copy a gradient that is larger, it works through the batch in parts of about this size."""
 
 
 class Gate(Protocol):
@@ -158,8 +158,8 @@ class _ConvFunction(torch.autograd.Function):
         if scale is not None:
             grad_bias = grad_sum * scale if needs_bias else None
             if needs_active:
-                outputs = _outputs_of(index, weight.shape, call.groups)
-                grad_active = grad_active * scale[outputs][..., None, None].to(grad_active.dtype)
+                factor = scale if call.groups == 1 else scale[_outputs_of(index, weight.shape, call.groups)]
+                grad_active = grad_active * factor[..., None, None].to(grad_active.dtype)
         return grad_x, None, grad_bias, grad_sum if needs_shift else None, grad_active, None, None, None, None
 
 
@@ -197,7 +197,7 @@ def _outputs_of(index: Tensor, weight_shape, groups: int) -> Tensor:
     """For each input channel, the output channels that it feeds: int64 `[n, C' / groups]`."""
     outputs, inputs, *_ = weight_shape
     per_group = outputs // groups
-    first = (index // inputs if groups > 1 else torch.zeros_like(index)) * per_group
+    first = index // inputs * per_group
     return first.unsqueeze(1) + torch.arange(per_group, device=index.device)
 
 
@@ -207,12 +207,18 @@ def _folded(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _parts(grad_output: Tensor, x_shape: torch.Size, bits: Tensor | None) -> list[slice]:
-    """Parts of the batch to work through, one by one."""
+    """Parts of the batch to work through, one by one.
+
+    Gating copies the output's gradient, and the library may copy the input's to reorder it; both are divided by as
+    many parts. But the parts of the input's gradient must be put together, so it takes twice the size to divide it.
+    """
     batch = len(grad_output)
-    divides = bits is not None and len(bits) == batch
-    per_sample = max(grad_output[0].numel(), x_shape[1:].numel()) * grad_output.element_size() if batch else 0
-    step = max(1, CHUNK_BYTES // max(per_sample, 1)) if divides else max(batch, 1)
-    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)] or [slice(0, 0)]
+    if bits is not None and len(bits) != batch:  # packed across samples
+        return [slice(0, batch)]
+    copied = 0 if bits is None else grad_output.nbytes
+    formed = x_shape.numel() * grad_output.element_size() // 2
+    step = max(1, CHUNK_BYTES * batch // max(copied, formed, 1))
+    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
