@@ -1,16 +1,17 @@
 """Peak memory and step time of fine-tuning, method by method and network by network.
 
-    python benchmarks/memory.py                                  # everything; about an hour and a half on 2 cores
+    python benchmarks/memory.py                                  # everything; about an hour on 2 cores
     python benchmarks/memory.py --networks minilm --methods full lora compressed --steps 5
     python benchmarks/memory.py --repeats 3                      # each case three times: what is the spread?
     python benchmarks/memory.py --report                         # only write the report again
 
 Every measurement has a fresh process (memory_case.py says what is measured and how). Each finished case is written
 to benchmarks/results/memory.json at once, so a run that was stopped goes on where it was; `--fresh` starts over.
-Image networks run in both memory layouts, and each method counts by the one that it is faster in. Then
+Image networks run in the memory layout that --layouts names; with both, each method counts by its faster one. Then
 docs/memory.md (tables, and the targets with their figures) and docs/memory.png (the chart) are written.
 
-Plain SGD by default, so that the bytes are those of the method and not of an optimizer's state. In TraDy's rows
+torch asks for huge pages (THP_MEM_ALLOC_ENABLE), without which the time that the system takes to hand out memory
+hides that of the computation: here every method takes about half as long again. Plain SGD by default, so that the bytes are those of the method and not of an optimizer's state. In TraDy's rows
 5 % of the input channels of every layer outside the head train, drawn at random, and norms keep their statistics;
 in the others norms behave as `model.train()` has them. Needs Linux with glibc, and `pip install peft`.
 """
@@ -27,7 +28,7 @@ import torch
 from memory_case import OPTIMIZERS
 from memory_chart import draw_chart
 from memory_methods import METHODS, SHARE
-from memory_networks import NETWORKS
+from memory_networks import LAYOUTS, NETWORKS
 from memory_report import best_figures, markdown, target_rows
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="of image networks")
     parser.add_argument("--steps", type=int, default=9, help="timed steps a case, of which the median is taken")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--repeats", type=int, default=1, help="fresh processes a case")
@@ -94,6 +96,7 @@ def measure_all(results: dict, options: argparse.Namespace) -> list[str]:
         for network in options.networks
         for method in options.methods
         for layout in NETWORKS[network].layouts
+        if len(NETWORKS[network].layouts) == 1 or layout in options.layouts
     ]
     # Repeats are the outer loop: a case's runs are then far apart, and the spread is that of the whole session.
     runs = [case for repeat in range(options.repeats) for case in wanted if len(_runs(results, case)) <= repeat]
@@ -124,7 +127,8 @@ def run_case(measure: str, case: tuple[str, str, str], steps: int, optimizer: st
     """
     command = [sys.executable, str(HERE / "memory_case.py"), measure, *case]
     command += ["--steps", str(steps), "--optimizer", optimizer]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

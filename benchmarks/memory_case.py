@@ -28,6 +28,8 @@ from memory_methods import METHODS
 from memory_networks import NETWORKS, Batch, loss_of
 from torch import nn
 
+from hf_trady.memory import StepSetup, predict_step
+
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
@@ -92,6 +94,7 @@ def measure_bytes(case: Case, steps: int) -> dict:
     Returns:
         peak_bytes: Peak of the process above what it held before the first step.
         saved_bytes: Kept for backward at the end of the forward (see `bytes_saved`).
+        predicted_bytes: The peak that `predict_step` predicts on fake tensors, without what exists before the step.
         activation_bytes: The same as MemTracker sees it, for the networks that ask for it.
         trained_parameters: Elements that train.
     """
@@ -100,8 +103,9 @@ def measure_bytes(case: Case, steps: int) -> dict:
         for _ in range(steps):
             case.step(case.batch)
 
-    figures = {"peak_bytes": peak_bytes(run), "saved_bytes": 0, "activation_bytes": None}
+    figures = {"peak_bytes": peak_bytes(run), "saved_bytes": 0, "predicted_bytes": None, "activation_bytes": None}
     if case.method.trains:
+        figures["predicted_bytes"] = predicted_bytes(case)
         figures["saved_bytes"] = bytes_saved(case.model, case.batch)
         if case.network.tracked:
             figures["activation_bytes"] = activation_bytes(case.model, case.batch)
@@ -120,6 +124,14 @@ def measure_time(case: Case, steps: int) -> dict:
 
     peak = peak_bytes(run)
     return {"step_seconds": statistics.median(seconds[1:]), "default_peak_bytes": peak}
+
+
+def predicted_bytes(case: Case) -> int:
+    """The peak of a step of `case` by the planner, above the model and the batch."""
+    images = case.batch.get("images")
+    setup = StepSetup(type(case.optimizer), {"lr": 1e-3})
+    step = predict_step(case.model, case.batch if images is None else images, setup)
+    return step.peak - step.at_peak["inputs"]
 
 
 def peak_bytes(run: Callable[[], None]) -> int:

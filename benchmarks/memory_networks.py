@@ -101,7 +101,7 @@ def _llama() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-BOTH = ("default", "channels_last")
+LAYOUTS = ("default", "channels_last")
 MINILM = Network(
     title="MiniLM-L6",
     setting="batch 32, 128 tokens, dropout 0.1",
@@ -113,11 +113,11 @@ MINILM = Network(
 )
 
 NETWORKS = {
-    "mobilenetv2": _timm("mobilenetv2_100", 32, 128, "classifier", title="MobileNetV2-1.0", layouts=BOTH),
+    "mobilenetv2": _timm("mobilenetv2_100", 32, 128, "classifier", title="MobileNetV2-1.0", layouts=LAYOUTS),
     "efficientnet_lite0": _timm(
-        "tf_efficientnet_lite0", 32, 128, "classifier", title="EfficientNet-Lite0", layouts=BOTH
+        "tf_efficientnet_lite0", 32, 128, "classifier", title="EfficientNet-Lite0", layouts=LAYOUTS
     ),
-    "resnet50": _timm("resnet50", 16, 224, "fc", title="ResNet-50", layouts=BOTH, tracked=True),
+    "resnet50": _timm("resnet50", 16, 224, "fc", title="ResNet-50", layouts=LAYOUTS, tracked=True),
     "vit_tiny": _timm("vit_tiny_patch16_224", 32, 224, "head", title="ViT-Tiny"),
     "minilm": MINILM,
     # On the CPU, attention with dropout takes torch's slow path, which keeps its probabilities.

@@ -13,6 +13,7 @@ from .config import TraDyConfig
 from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse, why_unsupported
 from .lean import join_epilogues, make_model_lean, make_model_plain
 from .memory import FittedBudget, StepSetup, fit_bytes
+from .recalibration import recalibrate
 from .sampler import ChannelSampler
 from .saving import (
     PretrainedMixin,
@@ -252,10 +253,24 @@ class TraDyModel(PretrainedMixin, nn.Module):
         """Set training mode; batch-norms outside the head keep their statistics with `norm_mode='frozen'`."""
         super().train(mode)
         if self.trady_config.norm_mode == "frozen":
-            for _, module in outside(self.base_model, self._heads):
-                if isinstance(module, _NormBase) and module.track_running_stats:
-                    module.training = False  # of itself alone: some hold an activation
+            for norm in self._norms():
+                norm.training = False  # of itself alone: some hold an activation
         return self
+
+    def recalibrate_norms(self, dataloader: Iterable) -> None:
+        """Move the statistics of the batch-norms outside the head to the domain of `dataloader`, by forwards alone.
+
+        Args:
+            dataloader: Yields `(inputs, labels)` or dicts of keywords; every batch weighs the same.
+
+        Raises:
+            ValueError: If there is no batch. Then, and if a forward fails, the statistics stay as they were.
+        """
+        was_training = self.training
+        try:
+            recalibrate(self.base_model, self._norms(), dataloader)
+        finally:
+            self.train(was_training)
 
     def state_dict(self, *args, **kwargs):
         """The state dict of the base model, with its keys."""
@@ -360,6 +375,11 @@ class TraDyModel(PretrainedMixin, nn.Module):
             for module in self._convs().values():
                 make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
         make_model_lean(self.base_model, [module for _, module in outside(self.base_model, self._heads)], mode)
+
+    def _norms(self) -> list[_NormBase]:
+        """The batch-norms outside the head that have statistics."""
+        modules = (module for _, module in outside(self.base_model, self._heads))
+        return [module for module in modules if isinstance(module, _NormBase) and module.track_running_stats]
 
     def _convs(self) -> dict[str, nn.Module]:
         """The convolutions outside the head, by name."""
