@@ -11,9 +11,10 @@ Image networks run in the memory layout that --layouts names; with both, each me
 docs/memory.md (tables, and the targets with their figures) and docs/memory.png (the chart) are written.
 
 torch asks for huge pages (THP_MEM_ALLOC_ENABLE), without which the time that the system takes to hand out memory
-hides that of the computation: here every method takes about half as long again. Plain SGD by default, so that the bytes are those of the method and not of an optimizer's state. In TraDy's rows
-5 % of the input channels of every layer outside the head train, drawn at random, and norms keep their statistics;
-in the others norms behave as `model.train()` has them. Needs Linux with glibc, and `pip install peft`.
+hides that of the computation: every method takes about half as long again. Plain SGD by default, so that the bytes are
+those of the method and not of an optimizer's state. In TraDy's rows 5 % of the input channels of every layer outside
+the head train, at least one, drawn at random, and norms keep their statistics; in the others norms behave as
+`model.train()` has them. Needs Linux with glibc, and `pip install peft`.
 """
 
 import argparse

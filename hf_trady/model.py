@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
 from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse, why_unsupported
-from .lean import join_epilogues, make_model_lean, make_model_plain
+from .lean import ConvEpilogue, join_epilogues, make_model_lean, make_model_plain
 from .memory import FittedBudget, StepSetup, fit_bytes
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
@@ -88,10 +88,14 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._buffer_sums = buffer_checksums(base_model)
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in base_model.parameters()]
         self._freeze()
+        self._epilogues: dict[str, ConvEpilogue] = {}
         self._swap()
         if example_inputs is not None:
             self._join_epilogues(example_inputs)
-        self._hook = base_model.register_forward_pre_hook(self._before_forward)
+        self._hooks = [
+            base_model.register_forward_pre_hook(self._before_forward),
+            base_model.register_forward_hook(self._after_forward),
+        ]
         self.train(base_model.training)
         self._build()
         if example_inputs is not None:
@@ -321,7 +325,8 @@ class TraDyModel(PretrainedMixin, nn.Module):
         make_model_plain(self.base_model)
         for module in self.base_model.modules():
             make_plain(module)
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
         return self.base_model.train(self.training)
@@ -359,8 +364,18 @@ class TraDyModel(PretrainedMixin, nn.Module):
         )
 
     def _before_forward(self, module: nn.Module, args) -> None:
+        for epilogue in self._epilogues.values():
+            epilogue.forget()
         if self.active is not None:
             self.active.attach()
+
+    def _after_forward(self, module: nn.Module, args, output) -> None:
+        for name, epilogue in self._epilogues.items():
+            if epilogue.forget():
+                raise RuntimeError(
+                    f"the output of '{name}' did not go on to the norm behind it, as it did when the model was looked "
+                    "at: its forward has changed. Call calibrate(batch) again, or use lean_backward='off'"
+                )
 
     def _write_back(self) -> None:
         if self.active is not None:
@@ -391,7 +406,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
 
     def _join_epilogues(self, example_inputs: Any) -> None:
         if self.trady_config.lean_backward != "off" and self.trady_config.norm_mode == "frozen":
-            join_epilogues(self.base_model, self._convs(), example_inputs)
+            self._epilogues = join_epilogues(self.base_model, self._convs(), example_inputs)
 
     def _freeze(self) -> None:
         trained = set(self._whole_parameters().values())

@@ -39,7 +39,7 @@ def make_model_plain(model: nn.Module) -> None:
     make_attention_plain(model)
 
 
-def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inputs: Any) -> None:
+def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, ConvEpilogue]:
     """Let convolutions do the work of the norm and the activation that follow them.
 
     Looks at one forward on fake tensors; a model whose shapes or control flow depend on values keeps them apart.
@@ -48,6 +48,9 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
         model: The model, its norms and activations lean.
         convs: By name, its sparse convolutions that may take an epilogue.
         example_inputs: A batch (tensor, tuple or dict of inputs).
+
+    Returns:
+        The epilogues, by the name of their convolution.
     """
     try:
         mode = fake_mode()
@@ -60,9 +63,12 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
             chains = find_chains(fake, *inputs)
     except VALUE_DEPENDENT as error:
         logger.info(f"Norms stay apart from their convolutions, as the model's shapes depend on values ({error}).")
-        return
+        return {}
+    for conv in convs.values():
+        conv.epilogue = None
     for chain in chains:
         norm = model.get_submodule(chain.norm)
         if chain.conv in convs and isinstance(norm, FrozenBatchNorm):
             activation = None if chain.activation is None else model.get_submodule(chain.activation)
             convs[chain.conv].epilogue = ConvEpilogue(norm, activation)
+    return {name: conv.epilogue for name, conv in convs.items() if conv.epilogue is not None}

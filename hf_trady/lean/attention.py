@@ -86,11 +86,10 @@ def lean_attention_forward(
     is_causal: bool | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention by the signature of transformers' implementations; without dropout in training it is its "sdpa"."""
-    follows = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    """Attention by the signature of transformers' implementations; without dropout it is its "sdpa"."""
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     trains_mask = attention_mask is not None and attention_mask.requires_grad
-    if not follows or special or trains_mask or not 0 < dropout < 1 or not query.numel():
+    if special or trains_mask or not 0 < dropout < 1 or not query.numel():
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)

@@ -41,7 +41,7 @@ class Absorbable(LeanModule):
         done, self._done = self._done, None
         return done is not None and done() is x
 
-    @property
-    def awaits(self) -> bool:
-        """Whether an output that is marked as done has not come by."""
-        return self._done is not None and self._done() is not None
+    def forget(self) -> bool:
+        """Expect no output any more; returns whether one that was marked as done has not come by."""
+        awaited, self._done = self._done is not None, None
+        return awaited

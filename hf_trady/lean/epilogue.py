@@ -44,5 +44,10 @@ class ConvEpilogue:
         for module in self._modules():
             module.mark_done(output)
 
+    def forget(self) -> bool:
+        """Expect no output any more; returns whether one has not come by the norm or the activation."""
+        awaited = [module.forget() for module in self._modules()]
+        return any(awaited)
+
     def _modules(self) -> list[Absorbable]:
         return [self.norm] if self.activation is None else [self.norm, self.activation]

@@ -47,7 +47,7 @@ class TraDyCallback(TrainerCallback):
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
         self._track()
-        self._log()
+        self._log(self._model.report().logs())
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every == "epoch":
@@ -107,10 +107,13 @@ class TraDyCallback(TrainerCallback):
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:
             self._model.resample(number, self.trainer.optimizer)
-            self._log()
+            self._log(self._model.report().logs())
 
-    def _log(self) -> None:
-        self.trainer.log(self._model.report().logs())
+    def _log(self, logs: dict[str, float]) -> None:
+        # The Trainer takes any log for the one that was due, and would leave out the loss.
+        due = self.trainer.control.should_log
+        self.trainer.log(logs)
+        self.trainer.control.should_log = due
 
     def _track(self) -> None:
         """Start to measure. What training answers for, and what is there by now, is no part of the baseline."""
@@ -141,4 +144,4 @@ class TraDyCallback(TrainerCallback):
                     f"Draw {model.epoch} took {peak / MIB:,.1f} MiB, more than the budget of "
                     f"{model.byte_budget / MIB:,.1f} MiB; from the next draw on the budget is {units:,} units."
                 )
-        self.trainer.log(logs)
+        self._log(logs)

@@ -39,6 +39,16 @@ def test_the_seed_decides_and_checkpointing_draws_the_same_again():
     assert not torch.equal(first, dropout(x))
 
 
+def test_it_draws_the_same_without_gradients():
+    dropout, outputs = make_lean(nn.Dropout(0.5), "exact").train(), []
+    for x in (torch.ones(100), torch.ones(100, requires_grad=True)):
+        for grad in (False, True):
+            torch.manual_seed(2)
+            with torch.set_grad_enabled(grad):
+                outputs.append(dropout(x).detach())
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
 def test_evaluation_drops_nothing():
     x = torch.ones(10, requires_grad=True)
     assert torch.equal(make_lean(nn.Dropout(0.5), "exact").eval()(x), x)
