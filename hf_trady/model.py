@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from .config import TraDyConfig
-from .layers import ActiveChannels, SparseLayer, make_plain, make_sparse, why_unsupported
-from .lean import ConvEpilogue, join_epilogues, make_model_lean, make_model_plain
+from .conversion import Conversion
+from .layers import ActiveChannels, SparseLayer
 from .memory import FittedBudget, StepSetup, fit_bytes
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
@@ -25,7 +24,7 @@ from .saving import (
     touch_changed,
 )
 from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
-from .targets import find_biases, find_heads, find_layers, outside, select_targets
+from .targets import find_biases, find_heads, find_layers, select_targets
 from .trial import DrawTrials
 
 
@@ -88,10 +87,12 @@ class TraDyModel(PretrainedMixin, nn.Module):
         self._buffer_sums = buffer_checksums(base_model)
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in base_model.parameters()]
         self._freeze()
-        self._epilogues: dict[str, ConvEpilogue] = {}
-        self._swap()
+        frozen_norms = config.norm_mode == "frozen"
+        self._conversion = Conversion(
+            base_model, self._heads, self._sparse_modules(), config.lean_backward, frozen_norms
+        )
         if example_inputs is not None:
-            self._join_epilogues(example_inputs)
+            self._conversion.join(example_inputs)
         self._hooks = [
             base_model.register_forward_pre_hook(self._before_forward),
             base_model.register_forward_hook(self._after_forward),
@@ -157,7 +158,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
                 the smallest that works.
         """
         self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
-        self._join_epilogues(example_inputs)
+        self._conversion.join(example_inputs)
         if fit:
             self._fit_when_possible(example_inputs, setup)
 
@@ -256,9 +257,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
     def train(self, mode: bool = True) -> "TraDyModel":
         """Set training mode; batch-norms outside the head keep their statistics with `norm_mode='frozen'`."""
         super().train(mode)
-        if self.trady_config.norm_mode == "frozen":
-            for norm in self._norms():
-                norm.training = False  # of itself alone: some hold an activation
+        self._conversion.freeze_norms()
         return self
 
     def recalibrate_norms(self, dataloader: Iterable) -> None:
@@ -272,7 +271,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
         """
         was_training = self.training
         try:
-            recalibrate(self.base_model, self._norms(), dataloader)
+            recalibrate(self.base_model, self._conversion.norms(), dataloader)
         finally:
             self.train(was_training)
 
@@ -322,9 +321,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
     def merge_and_unload(self) -> nn.Module:
         """Turn the base model back into an ordinary one that holds what was trained, and return it."""
         self._write_back()
-        make_model_plain(self.base_model)
-        for module in self.base_model.modules():
-            make_plain(module)
+        self._conversion.undo()
         for hook in self._hooks:
             hook.remove()
         for parameter, required in self._required_grad:
@@ -364,49 +361,16 @@ class TraDyModel(PretrainedMixin, nn.Module):
         )
 
     def _before_forward(self, module: nn.Module, args) -> None:
-        for epilogue in self._epilogues.values():
-            epilogue.forget()
+        self._conversion.before_forward()
         if self.active is not None:
             self.active.attach()
 
     def _after_forward(self, module: nn.Module, args, output) -> None:
-        for name, epilogue in self._epilogues.items():
-            if epilogue.forget():
-                raise RuntimeError(
-                    f"the output of '{name}' did not go on to the norm behind it, as it did when the model was looked "
-                    "at: its forward has changed. Call calibrate(batch) again, or use lean_backward='off'"
-                )
+        self._conversion.after_forward()
 
     def _write_back(self) -> None:
         if self.active is not None:
             self.active.write_back()
-
-    def _swap(self) -> None:
-        """Give the layers that may be updated a sparse backward, and all else outside the head a lean one."""
-        for module in self._sparse_modules():
-            make_sparse(module)
-        mode = self.trady_config.lean_backward
-        if mode != "off":
-            for module in self._convs().values():
-                make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
-        make_model_lean(self.base_model, [module for _, module in outside(self.base_model, self._heads)], mode)
-
-    def _norms(self) -> list[_NormBase]:
-        """The batch-norms outside the head that have statistics."""
-        modules = (module for _, module in outside(self.base_model, self._heads))
-        return [module for module in modules if isinstance(module, _NormBase) and module.track_running_stats]
-
-    def _convs(self) -> dict[str, nn.Module]:
-        """The convolutions outside the head, by name."""
-        return {
-            name: module
-            for name, module in outside(self.base_model, self._heads)
-            if isinstance(module, nn.Conv2d) and why_unsupported(module) is None
-        }
-
-    def _join_epilogues(self, example_inputs: Any) -> None:
-        if self.trady_config.lean_backward != "off" and self.trady_config.norm_mode == "frozen":
-            self._epilogues = join_epilogues(self.base_model, self._convs(), example_inputs)
 
     def _freeze(self) -> None:
         trained = set(self._whole_parameters().values())

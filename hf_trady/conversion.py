@@ -1,0 +1,85 @@
+"""The modules of a base model turned into stand-ins for training, and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .layers import make_plain, make_sparse, why_unsupported
+from .lean import ConvEpilogue, join_epilogues, make_model_lean, make_model_plain
+from .targets import outside
+
+
+class Conversion:
+    """Gives the layers that may be updated a sparse backward, and all else outside the head a lean one, in place.
+
+    Args:
+        model: The base model.
+        heads: Names of the modules that train whole; they are left alone.
+        targets: The layers that may be updated.
+        lean_backward: What the others keep: "compressed", "exact", or "off" to leave them alone, too.
+        frozen_norms: Batch-norms keep their statistics in training.
+    """
+
+    def __init__(
+        self, model: nn.Module, heads: list[str], targets: Sequence[nn.Module], lean_backward: str, frozen_norms: bool
+    ):
+        self.model, self.heads = model, heads
+        self.frozen_norms = frozen_norms
+        self.joins = lean_backward != "off" and frozen_norms
+        self.epilogues: dict[str, ConvEpilogue] = {}
+        for module in targets:
+            make_sparse(module)
+        if lean_backward != "off":
+            for module in self._convs().values():
+                make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
+        make_model_lean(model, [module for _, module in outside(model, heads)], lean_backward)
+
+    def norms(self) -> list[_NormBase]:
+        """The batch-norms outside the head that have statistics."""
+        modules = (module for _, module in outside(self.model, self.heads))
+        return [module for module in modules if isinstance(module, _NormBase) and module.track_running_stats]
+
+    def freeze_norms(self) -> None:
+        """Keep the statistics as they are, if they are to be kept; call it after `model.train()`."""
+        if self.frozen_norms:
+            for norm in self.norms():
+                norm.training = False  # of itself alone: some hold an activation
+
+    def join(self, example_inputs: Any) -> None:
+        """Let convolutions do the work of the norms and activations that follow them (see `lean.apply`)."""
+        if self.joins:
+            self.epilogues = join_epilogues(self.model, self._convs(), example_inputs)
+
+    def before_forward(self) -> None:
+        """Forget what a forward that failed has left."""
+        for epilogue in self.epilogues.values():
+            epilogue.forget()
+
+    def after_forward(self) -> None:
+        """Refuse a forward that went another way than the one that was looked at.
+
+        Raises:
+            RuntimeError: If a convolution did the work of a norm that its output did not come by.
+        """
+        for name, epilogue in self.epilogues.items():
+            if epilogue.forget():
+                raise RuntimeError(
+                    f"the output of '{name}' did not go on to the norm behind it, as it did when the model was looked "
+                    "at: its forward has changed. Call calibrate(batch) again, or use lean_backward='off'"
+                )
+
+    def undo(self) -> None:
+        """Give every module its own type back."""
+        make_model_plain(self.model)
+        for module in self.model.modules():
+            make_plain(module)
+
+    def _convs(self) -> dict[str, nn.Module]:
+        """The convolutions outside the head, by name."""
+        return {
+            name: module
+            for name, module in outside(self.model, self.heads)
+            if isinstance(module, nn.Conv2d) and why_unsupported(module) is None
+        }
