@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from .base import LeanModule
@@ -48,7 +49,7 @@ class LeanLlamaMLP(LeanModule, LlamaMLP):
     exact = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or not isinstance(self.act_fn, nn.SiLU):
+        if not (self.training and torch.is_grad_enabled()) or not isinstance(self.act_fn, nn.SiLU | SiLUActivation):
             return super().forward(x)
         gate, up = self.gate_proj(x), self.up_proj(x)
         if not (gate.requires_grad and up.requires_grad):

@@ -8,6 +8,8 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import is_fake
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 from torch.utils._triton import has_triton
 from transformers.utils import logging
 
@@ -33,8 +35,10 @@ def fused(eager: Callable) -> Callable:
         @functools.wraps(function)
         def run(x: torch.Tensor, *args):
             nonlocal failed
-            if failed or x.numel() < FUSE_FROM or _is_traced(x) or not _can_compile(x.device.type):
+            if failed or x.numel() < FUSE_FROM or torch.compiler.is_compiling() or not _can_compile(x.device.type):
                 return eager(x, *args)
+            if is_fake(x):
+                return _results_alone(eager, x, *args)
             try:
                 return compiled(x, *args)
             except (TorchDynamoException, BackendCompilerFailed, InductorError) as error:
@@ -50,9 +54,11 @@ def fused(eager: Callable) -> Callable:
     return decorate
 
 
-def _is_traced(x: torch.Tensor) -> bool:
-    """Whether no numbers are computed, or a compiler is at work already."""
-    return is_fake(x) or torch.compiler.is_compiling()
+def _results_alone(function: Callable, *args):
+    """What `function` gives for fake tensors, as one kernel would: whoever counts bytes sees no intermediate."""
+    with _disable_current_modes():
+        results = function(*args)
+    return tree_map_only(torch.Tensor, torch.empty_like, results)
 
 
 @functools.cache

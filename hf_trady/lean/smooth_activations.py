@@ -162,6 +162,13 @@ class LeanSiLU(SmoothActivation, nn.SiLU):
     activate = staticmethod(_silu)
 
 
+@register_lean(transformers_activations.SiLUActivation)
+class LeanSiLUActivation(SmoothActivation, transformers_activations.SiLUActivation):
+    """transformers' "silu"."""
+
+    activate = staticmethod(_silu)
+
+
 @register_lean(timm_activations.Swish)
 class LeanSwish(SmoothActivation, timm_activations.Swish):
     """timm's `Swish`."""

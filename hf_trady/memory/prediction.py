@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
 from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
@@ -158,6 +159,7 @@ class _Step:
 
     def __init__(self, model: nn.Module, inputs: tuple[tuple, dict], setup: StepSetup, own: nn.Module, trained: list):
         self.model, self.inputs, self.setup, self.own, self.trained = model, inputs, setup, own, trained
+        self.names = {module: name for name, module in own.named_modules()}
         self.stack = [""]
         self.order: dict[str, None] = {}
         self.savers: dict[int, str] = {}  # id of a Storage -> name of the module that saved it first
@@ -210,23 +212,22 @@ class _Step:
         dtype = self.setup.autocast_dtype
         device = self.trained[0].device.type
         with contextlib.ExitStack() as stack:
-            for name, module in self.own.named_modules():
-                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
-                stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            # Not on the modules themselves: some compute otherwise where they have hooks of their own.
+            stack.callback(register_module_forward_pre_hook(self._enter).remove)
+            stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._saved, lambda tensor: tensor))
             if dtype is not None:
                 stack.enter_context(torch.autocast(device, dtype))
             return (self.setup.loss or default_loss)(self.model(*args, **kwargs))
 
-    def _enter(self, name: str):
-        def hook(module, args):
-            self.stack.append(name)
-            self.order.setdefault(name)
+    def _enter(self, module: nn.Module, args) -> None:
+        if module in self.names:
+            self.stack.append(self.names[module])
+            self.order.setdefault(self.names[module])
 
-        return hook
-
-    def _leave(self, module, args, output) -> None:
-        self.stack.pop()
+    def _leave(self, module: nn.Module, args, output) -> None:
+        if module in self.names:
+            self.stack.pop()
 
     def _saved(self, tensor: Tensor) -> Tensor:
         storage = self.log.find(tensor)

@@ -26,7 +26,7 @@ from .callback import TraDyCallback
 BATCHES_COMPARED = 8
 
 # On the CPU the libraries' own memory is counted, too: 12 to 15 MiB of a MobileNetV2's 400 MiB.
-CPU_RESERVE = 0.05
+CPU_RESERVE = 0.1
 
 
 class TraDyTrainer(Trainer):

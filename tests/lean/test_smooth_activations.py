@@ -16,6 +16,7 @@ SMOOTH = {
     "bert": transformers_activations.GELUActivation(),
     "gpt2": transformers_activations.NewGELUActivation(),
     "gemma": transformers_activations.GELUTanh(),
+    "llama": transformers_activations.SiLUActivation(),
     "clip": transformers_activations.QuickGELUActivation(),
     "timm_gelu": timm_activations.GELU(),
     "timm_swish": timm_activations.Swish(),
