@@ -25,7 +25,7 @@ from .callback import TraDyCallback
 
 BATCHES_COMPARED = 8
 
-# On the CPU the libraries' own memory is counted, too: 12 to 15 MiB of a MobileNetV2's 400 MiB.
+# On the CPU, what libraries take while they compute is measured, too, but not predicted: 3 to 9 % of the peak.
 CPU_RESERVE = 0.1
 
 

@@ -43,7 +43,7 @@ def test_a_float_is_a_share_of_the_network_rounded_down(share, total):
     assert parse_budget(share) == Budget("share", share)
     units = parse_budget(share).units(total)
     assert isinstance(units, int) and 0 <= units <= total
-    assert abs(units + Fraction(1, 2) - Fraction(share) * total) <= Fraction(1, 2) + Fraction(1, 2**20)
+    assert abs(units + Fraction(1, 2) - Fraction(share) * total) <= Fraction(1, 2) + Fraction(total, 2**52)
 
 
 @given(st.data())
