@@ -75,13 +75,10 @@ class _RowNormFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum(module.summed_dims(grad_output))
         if ctx.needs_input_grad[0]:
-            grad = (
-                grad_output
-                if weight is None
-                else grad_output * module.for_output(weight, grad_output).to(grad_output.dtype)
-            )
-            grad_x = _grad_rows(module.as_rows(grad), codes, scale, rstd, ctx.centered)
-            grad_x = module.from_rows(grad_x, grad_output)
+            grad = grad_output
+            if weight is not None:
+                grad = grad * module.for_output(weight, grad).to(grad.dtype)
+            grad_x = module.from_rows(_grad_rows(module.as_rows(grad), codes, scale, rstd, ctx.centered), grad)
         return grad_x, None, grad_bias, None
 
 
