@@ -45,7 +45,7 @@ def _draw_panel(panel, network: str, methods: list[str], figures: AllFigures) ->
     panel.barh(places, peaks, color=[OURS if ours else OTHERS for ours in is_ours], height=0.72)
     panel.set_xlim(0, 1.42 * max([*peaks, 1]))
     for place, peak, ours in zip(places, peaks, is_ours, strict=True):
-        label = f"{peak:,.0f}" if peak else "n/a"
+        label = f"{peak:,.0f}" if peak else "not run"
         if peak and inference:
             ratio = peak * MIB / inference.peak
             label += f"  ({ratio:.2f}x)" if ratio < 2 else f"  ({ratio:.1f}x)"
