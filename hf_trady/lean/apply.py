@@ -52,6 +52,8 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
     Returns:
         The epilogues, by the name of their convolution.
     """
+    for conv in convs.values():
+        conv.epilogue = None
     try:
         mode = fake_mode()
         fake, inputs = fake_copy(model, mode), fake_inputs(example_inputs, mode)
@@ -64,8 +66,6 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
     except VALUE_DEPENDENT as error:
         logger.info(f"Norms stay apart from their convolutions, as the model's shapes depend on values ({error}).")
         return {}
-    for conv in convs.values():
-        conv.epilogue = None
     for chain in chains:
         norm = model.get_submodule(chain.norm)
         if chain.conv in convs and isinstance(norm, FrozenBatchNorm):

@@ -61,7 +61,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> T
         scores.masked_fill_(~mask, float("-inf"))
     elif mask is not None:
         scores += mask
-    return torch.softmax(scores, -1)
+    return torch._safe_softmax(scores, -1)  # as in torch's own: a row that is masked as a whole weighs nothing
 
 
 def _parts(query: Tensor, key: Tensor) -> list[slice]:
@@ -89,7 +89,7 @@ def lean_attention_forward(
     """Attention by the signature of transformers' implementations; without dropout it is its "sdpa"."""
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     trains_mask = attention_mask is not None and attention_mask.requires_grad
-    if special or trains_mask or not 0 < dropout < 1 or not query.numel():
+    if special or trains_mask or not 0 < dropout < 1 or keep_probability(dropout) == 0 or not query.numel():
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_trady.lean import attention
 from hf_trady.lean.attention import LEAN_SDPA, make_attention_lean, make_attention_plain
@@ -7,7 +8,7 @@ from hf_trady.lean.bits import unpack
 from hf_trady.lean.dropout import drawn_bits, keep_probability
 
 from ..layers.against_autograd import recorded_saves
-from ..tiny import bert, token_batch
+from ..tiny import bert, lm_batch, token_batch
 
 
 def inputs(batch=3, heads=2, length=5, dim=4):
@@ -58,3 +59,27 @@ def test_without_dropout_it_is_torchs_own():
     make_attention_lean(lean)
     losses = [model(**batch).loss for model in (plain, lean)]
     assert torch.equal(*losses)
+
+
+def test_a_row_that_is_masked_as_a_whole_is_zero_and_harms_no_other():
+    query, key, value = inputs()
+    mask = torch.ones(3, 1, 5, 5, dtype=torch.bool).tril()
+    mask[0, 0, :2] = False  # as left padding leaves it
+    for form in (mask, torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, float("-inf"))):
+        output = attention._DropoutAttention.apply(query, key, value, form, 0.3, 0.25)
+        assert not output[0, :, :2].any() and output.isfinite().all()
+        gradients = torch.autograd.grad(output.sum(), (query, key, value))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_left_padded_batch_of_a_causal_model_trains_finitely():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).train()
+    make_attention_lean(model)
+    batch = lm_batch()
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][0, :3] = 0
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
