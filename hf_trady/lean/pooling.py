@@ -52,7 +52,8 @@ class LeanMaxPool2d(LeanModule, nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel_size, stride = _pair(self.kernel_size), _pair(self.stride)
-        if not self.keeps_for_backward(x) or x.dim() != 4 or kernel_size[0] * kernel_size[1] > 256:
+        fits = x.dim() == 4 and kernel_size[0] * kernel_size[1] <= 256 and not self.return_indices
+        if not self.keeps_for_backward(x) or not fits:
             return super().forward(x)
         padding, dilation = _pair(self.padding), _pair(self.dilation)
         return _MaxPool2dFunction.apply(x, kernel_size, stride, padding, dilation, self.ceil_mode)

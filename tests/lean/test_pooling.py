@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from .against_autograd import check_exact
+from .against_autograd import check_exact, lean_copy
 
 
 @st.composite
@@ -22,3 +22,11 @@ def test_gradients_are_exact_for_one_byte_an_output(pool, height, width, channel
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     saved = check_exact(pool, x)
     assert saved == pool(x).numel()
+
+
+def test_what_it_can_not_keep_in_a_byte_or_is_asked_for_more_is_the_plain_one():
+    x = torch.randn(1, 2, 20, 20, requires_grad=True)
+    output, indices = lean_copy(nn.MaxPool2d(2, return_indices=True))(x)
+    assert torch.equal(output, nn.functional.max_pool2d(x, 2)) and indices.dtype == torch.int64
+    assert lean_copy(nn.MaxPool2d(17))(x).shape == (1, 2, 1, 1)
+    assert lean_copy(nn.MaxPool2d(2))(x[0]).shape == (2, 10, 10)
