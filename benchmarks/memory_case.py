@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     options = parser.parse_args()
     if options.measure == "bytes":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
     case = Case(options.network, options.method, options.layout, options.optimizer)
     figures = None
     if case.model is not None:
