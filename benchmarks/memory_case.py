@@ -4,14 +4,14 @@
     python benchmarks/memory_case.py time mobilenetv2 full channels_last --steps 10
 
 The peak is the process's own high-water mark on Linux, above what it held just before the first step: the model, the
-inputs and the optimizer (without state) exist by then, freed memory has been given back to the system, and a step on
-half a batch has made what is made only once (thread pools, compiled kernels). So it is activations, gradients,
-optimizer state and transients.
+inputs and the optimizer (without state) exist by then, freed memory has been given back to the system, and one step
+has made what libraries make only once (thread pools, compiled kernels, code for each shape: 5 to 20 MiB). So it is
+activations, gradients, optimizer state and transients.
 
 Bytes and time take a process each. glibc, left alone, keeps freed tensors for reuse, which is fast, but lets the
 process grow by what doesn't fit the gaps: by 2 to 80 %, for every method, differently in every run. The process that
-measures bytes has it hand every freed block of 1 MiB and more straight back, so that the peak is what is in use. The
-one that measures time leaves it alone, and reports its own peak too.
+measures bytes has it hand freed blocks straight back, as training with a budget in bytes does, so that the peak is
+what is in use. The one that measures time leaves it alone, and reports its own peak too.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from memory_networks import NETWORKS, Batch, loss_of
 from torch import nn
 
 from hf_trady.memory import StepSetup, predict_step
+from hf_trady.memory.tracker import return_freed_memory
 
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     options = parser.parse_args()
     if options.measure == "bytes":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
+        return_freed_memory()
     case = Case(options.network, options.method, options.layout, options.optimizer)
     figures = None
     if case.model is not None:
@@ -68,7 +68,7 @@ class Case:
         self.batch = self.make_batch(self.network.samples)
         self.trained = [p for p in self.model.parameters() if p.requires_grad] if self.method.trains else []
         self.optimizer = OPTIMIZERS[optimizer](self.trained, lr=1e-3) if self.trained else None
-        self.step(self.make_batch(self.network.samples // 2))
+        self.step(self.batch)
         if self.optimizer:
             self.optimizer.state.clear()
 
@@ -127,11 +127,11 @@ def measure_time(case: Case, steps: int) -> dict:
 
 
 def predicted_bytes(case: Case) -> int:
-    """The peak of a step of `case` by the planner, above the model and the batch."""
+    """The peak of a step of `case` by the planner, above the model, with what trains in it, and the batch."""
     images = case.batch.get("images")
     setup = StepSetup(type(case.optimizer), {"lr": 1e-3})
     step = predict_step(case.model, case.batch if images is None else images, setup)
-    return step.peak - step.at_peak["inputs"]
+    return step.peak - step.at_peak["inputs"] - step.at_peak["channels"]
 
 
 def peak_bytes(run: Callable[[], None]) -> int:

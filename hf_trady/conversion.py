@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .layers import make_plain, make_sparse, why_unsupported
-from .lean import ConvEpilogue, join_epilogues, make_model_lean, make_model_plain
+from .layers import SparseLayer, make_plain, make_sparse, why_unsupported
+from .lean import LeanEpilogue, join_epilogues, make_model_lean, make_model_plain
 from .targets import outside
 
 
@@ -27,13 +27,14 @@ class Conversion:
     ):
         self.model, self.heads = model, heads
         self.frozen_norms = frozen_norms
-        self.joins = lean_backward != "off" and frozen_norms
-        self.epilogues: dict[str, ConvEpilogue] = {}
+        self.joins = lean_backward != "off"
+        self.epilogues: dict[str, LeanEpilogue] = {}
         for module in targets:
             make_sparse(module)
         if lean_backward != "off":
-            for module in self._convs().values():
-                make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
+            for _, module in outside(model, heads):
+                if isinstance(module, nn.Conv2d) and why_unsupported(module) is None:
+                    make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
         make_model_lean(model, [module for _, module in outside(model, heads)], lean_backward)
 
     def norms(self) -> list[_NormBase]:
@@ -48,9 +49,10 @@ class Conversion:
                 norm.training = False  # of itself alone: some hold an activation
 
     def join(self, example_inputs: Any) -> None:
-        """Let convolutions do the work of the norms and activations that follow them (see `lean.apply`)."""
+        """Let layers do the work of the norms and activations that follow them (see `lean.apply`)."""
         if self.joins:
-            self.epilogues = join_epilogues(self.model, self._convs(), example_inputs)
+            layers = {name: layer for name, layer in outside(self.model, self.heads) if isinstance(layer, SparseLayer)}
+            self.epilogues = join_epilogues(self.model, layers, example_inputs)
 
     def before_forward(self) -> None:
         """Forget what a forward that failed has left."""
@@ -61,13 +63,14 @@ class Conversion:
         """Refuse a forward that went another way than the one that was looked at.
 
         Raises:
-            RuntimeError: If a convolution did the work of a norm that its output did not come by.
+            RuntimeError: If a layer did the work of a norm or an activation that its output did not come by.
         """
         for name, epilogue in self.epilogues.items():
             if epilogue.forget():
                 raise RuntimeError(
-                    f"the output of '{name}' did not go on to the norm behind it, as it did when the model was looked "
-                    "at: its forward has changed. Call calibrate(batch) again, or use lean_backward='off'"
+                    f"the output of '{name}' did not go on to the norm or activation behind it, as it did when the "
+                    "model was looked at: its forward has changed. Call calibrate(batch) again, or use "
+                    "lean_backward='off'"
                 )
 
     def undo(self) -> None:
@@ -75,11 +78,3 @@ class Conversion:
         make_model_plain(self.model)
         for module in self.model.modules():
             make_plain(module)
-
-    def _convs(self) -> dict[str, nn.Module]:
-        """The convolutions outside the head, by name."""
-        return {
-            name: module
-            for name, module in outside(self.model, self.heads)
-            if isinstance(module, nn.Conv2d) and why_unsupported(module) is None
-        }

@@ -1,7 +1,8 @@
 """Models and inputs as fake tensors: shapes, dtypes and devices, without memory or compute."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._pytree import tree_map_only
+from transformers import masking_utils
 
 
 VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
@@ -56,6 +58,21 @@ def as_call(example_inputs: Any) -> tuple[tuple, dict]:
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+@contextlib.contextmanager
+def unpacked_sequences() -> Iterator[None]:
+    """Inside this context transformers takes each row of a batch for one sequence.
+
+    It looks at the position ids to find out, which fake tensors don't have, and would assume packed sequences: with
+    a mask, and key and value heads repeated, where training has neither.
+    """
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def _on_cpu(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

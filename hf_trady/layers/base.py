@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..standin import StandIn
+from .epilogue import Epilogue
 from .shared import SharedSlice, take_slice
 
 
@@ -23,15 +24,17 @@ class SparseLayer(StandIn):
         active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
             gradient, equal to the slice of `weight`. None before the first training forward.
         shared_slice: Takes the slice of the input for this layer and others; None where this one takes its own.
+        epilogue: What follows this layer and is done together with it; None: nothing.
     """
 
-    own_attributes = ("active_index", "active_view", "shared_slice")
+    own_attributes = ("active_index", "active_view", "shared_slice", "epilogue")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
     shares_input: ClassVar[bool] = False
     active_index: Tensor | None = None
     active_view: Tensor | None = None
     shared_slice: SharedSlice | None = None
+    epilogue: Epilogue | None = None
 
     def num_channels(self) -> int:
         """Number of input channels (features)."""
@@ -48,6 +51,9 @@ class SparseLayer(StandIn):
     def unsupported(self) -> str | None:
         """Why this very layer can't be trained by channel, or None when it can."""
         return None
+
+    def _ready_epilogue(self) -> Epilogue | None:
+        return self.epilogue if self.epilogue is not None and self.epilogue.is_ready() else None
 
     def _cast(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         """`tensors` as autocast would hand them to the plain operation."""

@@ -1,7 +1,5 @@
 """Sparse backward for 2-D convolutions: plain, strided, dilated, grouped and depthwise."""
 
-from typing import Protocol
-
 import torch
 from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same_arg
@@ -15,38 +13,6 @@ from .registry import register_sparse_layer
 
 CHUNK_BYTES = 1 << 24
 """Where the backward must copy a larger gradient, it works through the batch in parts of about this size."""
-
-
-class Gate(Protocol):
-    """An activation of which one bit an element is kept (see `lean.gates`)."""
-
-    def apply_(self, x: Tensor, keep: bool) -> Tensor | None: ...
-
-    def grad(self, grad_output: Tensor, bits: Tensor) -> Tensor: ...
-
-
-class Epilogue(Protocol):
-    """What is done to a convolution's output within the same autograd function (see `lean.epilogue`).
-
-    Attributes:
-        gate: The activation, or None.
-        shift: Bias of the frozen norm, `[C']`, which may train, or None.
-    """
-
-    gate: Gate | None
-    shift: Tensor | None
-
-    def is_ready(self) -> bool:
-        """Whether the norm is a fixed affine map now."""
-        ...
-
-    def scale_and_mean(self) -> tuple[Tensor, Tensor]:
-        """Scale and mean of the norm: it maps y to `(y - mean) * scale + shift`."""
-        ...
-
-    def hand_over(self, output: Tensor) -> None:
-        """Tell the norm and the activation that `output` has been through them."""
-        ...
 
 
 class _ConvFunction(torch.autograd.Function):
@@ -127,15 +93,9 @@ def _added(total: Tensor | None, term: Tensor) -> Tensor:
 
 @register_sparse_layer(nn.Conv2d)
 class SparseConv2d(SparseLayer, nn.Conv2d):
-    """`nn.Conv2d` that trains some of its input channels.
+    """`nn.Conv2d` that trains some of its input channels."""
 
-    Attributes:
-        epilogue: What follows this layer and is done together with it; None: nothing.
-    """
-
-    own_attributes = (*SparseLayer.own_attributes, "epilogue")
     leading_dims = 2  # group, channel within the group
-    epilogue: Epilogue | None = None
 
     def num_channels(self) -> int:
         return self.in_channels
@@ -153,7 +113,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         # A weight that trains whole (while layers are ranked) is left to autograd.
         if not torch.is_grad_enabled() or self.weight.requires_grad:
             return super().forward(x)
-        epilogue = self.epilogue if self.epilogue is not None and self.epilogue.is_ready() else None
+        epilogue = self._ready_epilogue()
         trains_bias = self.bias is not None and self.bias.requires_grad
         # autograd's own convolution saves all of x even when the weight is frozen: take ours if a gradient passes.
         if epilogue is None and self.active_view is None and not x.requires_grad and not trains_bias:

@@ -10,30 +10,56 @@ from .base import SparseLayer
 from .registry import register_sparse_layer
 
 
-class _LinearFunction(torch.autograd.Function):
-    """`x @ weight.T + bias`, in x's dtype, that saves, of x, only the active channels.
+CHUNK_BYTES = 1 << 22
+"""Of the activation's input gradient, about this much exists at once."""
 
-    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`.
+
+class _LinearFunction(torch.autograd.Function):
+    """`gate(x @ weight.T + bias)`, in x's dtype, that saves, of x, only the active channels.
+
+    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`. All but x and weight
+    may be None.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, active, x_active):
-        ctx.save_for_backward(x_active, weight)
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def forward(ctx, x, weight, bias, active, x_active, gate):
+        output = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        codes = None if gate is None else gate.apply_(output.view(-1, output.shape[-1]), True)
+        ctx.gate, ctx.x_shape = gate, x.shape
+        ctx.save_for_backward(x_active, weight, codes)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        x_active, weight = ctx.saved_tensors
-        grad_x = grad_bias = grad_active = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_output @ weight.to(grad_output.dtype)
+        x_active, weight, codes = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_active = ctx.needs_input_grad[:4]
         flat = grad_output.reshape(-1, grad_output.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = flat.sum(0)
-        if ctx.needs_input_grad[3]:
-            grad_active = x_active.reshape(-1, x_active.shape[-1]).t() @ flat
-        return grad_x, None, grad_bias, grad_active, None
+        x_active = x_active.reshape(-1, x_active.shape[-1]) if needs_active else None
+        grad_x = flat.new_empty(len(flat), ctx.x_shape[-1]) if needs_x else None
+        grad_bias = flat.new_zeros(flat.shape[-1]) if needs_bias else None
+        grad_active = flat.new_zeros(x_active.shape[-1], flat.shape[-1]) if needs_active else None
+        for part in _parts(flat, codes):
+            grad = flat[part]
+            if codes is not None:
+                grad = ctx.gate.grad(grad.contiguous(), codes[part] if len(codes) == len(flat) else codes)
+            if needs_x:
+                torch.mm(grad, weight.to(grad.dtype), out=grad_x[part])
+            if needs_bias:
+                grad_bias += grad.sum(0)
+            if needs_active:
+                grad_active.addmm_(x_active[part].t(), grad)
+            del grad  # before the next one exists
+        return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, None, None
+
+
+def _parts(grad: Tensor, codes: Tensor | None) -> list[slice]:
+    """Rows of `grad` to work through one by one: the activation copies it."""
+    rows = len(grad)
+    if codes is None or len(codes) != rows:  # nothing to decode, or bits that are packed across rows
+        return [slice(0, rows)]
+    step = max(1, CHUNK_BYTES * rows // max(grad.nbytes, 1))
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 class _SparseFullyConnected(SparseLayer):
@@ -43,11 +69,18 @@ class _SparseFullyConnected(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         # With a frozen weight and no active channel, autograd's own linear saves nothing of x. A weight that trains
         # whole (while layers are ranked) is left to autograd.
-        if self.active_view is None or self.weight.requires_grad or not torch.is_grad_enabled():
+        if self.weight.requires_grad or not torch.is_grad_enabled():
+            return super().forward(x)
+        epilogue = self._ready_epilogue() if x.requires_grad or self.active_view is not None else None
+        if self.active_view is None and epilogue is None:
             return super().forward(x)
         x_cast, active = self._cast(x, self.active_view)
-        x_active = self._keep(x, -1, x_cast.dtype)
-        return _LinearFunction.apply(x_cast, self._as_linear(self.weight), self.bias, active, x_active)
+        x_active = None if active is None else self._keep(x, -1, x_cast.dtype)
+        gate = None if epilogue is None else epilogue.gate
+        output = _LinearFunction.apply(x_cast, self._as_linear(self.weight), self.bias, active, x_active, gate)
+        if epilogue is not None:
+            epilogue.hand_over(output)
+        return output
 
     def _as_linear(self, weight: Tensor) -> Tensor:
         """`weight` as a view of shape `[C', C]`."""

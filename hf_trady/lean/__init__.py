@@ -6,7 +6,7 @@ from .apply import join_epilogues, make_model_lean, make_model_plain
 from .base import LeanModule
 from .batch_norm import FrozenBatchNorm
 from .chains import Chain, find_chains
-from .epilogue import ConvEpilogue
+from .epilogue import LeanEpilogue
 from .registry import LEAN_MODULES, MODES, lean_type, make_lean, register_lean
 
 
@@ -14,9 +14,9 @@ __all__ = [
     "LEAN_MODULES",
     "MODES",
     "Chain",
-    "ConvEpilogue",
     "FrozenBatchNorm",
     "GatedActivation",
+    "LeanEpilogue",
     "LeanModule",
     "find_chains",
     "join_epilogues",

@@ -1,4 +1,4 @@
-"""Backward-lean activations: one bit an element where the derivative takes two values, eight bits elsewhere."""
+"""Backward-lean activations, and those of them of which one bit an element is kept."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,11 @@ from .base import Absorbable
 from .bits import dense
 from .gates import Gate
 from .registry import register_lean
+from .smooth_gates import SmoothGate
 
 
 class _GateFunction(torch.autograd.Function):
-    """`gate(x)`, x of any shape, that saves one bit an element. In place if asked to."""
+    """`gate(x)`, x of any shape, that saves the code of the derivative. In place if asked to."""
 
     @staticmethod
     def forward(ctx, x, gate, inplace):
@@ -25,8 +26,8 @@ class _GateFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        (bits,) = ctx.saved_tensors
-        return ctx.gate.grad(_laid_out(grad_output, ctx.strides), bits), None, None
+        (code,) = ctx.saved_tensors
+        return ctx.gate.grad(_laid_out(grad_output, ctx.strides), code), None, None
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -35,15 +36,13 @@ def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 class GatedActivation(Absorbable):
-    """An activation of which one bit an element is kept. Exact.
-
-    `gate` tells its derivative, for this very module.
-    """
+    """An activation of which a code of the derivative is kept: one bit an element (exact) or eight."""
 
     exact = True
 
     @property
-    def gate(self) -> Gate:
+    def gate(self) -> Gate | SmoothGate:
+        """The activation and its derivative, for this very module."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

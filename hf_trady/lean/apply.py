@@ -8,11 +8,12 @@ from transformers.utils import logging
 
 from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
 from ..standin import swap_out
+from .activations import GatedActivation
 from .attention import make_attention_lean, make_attention_plain
 from .base import LeanModule
 from .batch_norm import FrozenBatchNorm
 from .chains import find_chains
-from .epilogue import ConvEpilogue
+from .epilogue import LeanEpilogue
 from .registry import make_lean
 
 
@@ -39,21 +40,21 @@ def make_model_plain(model: nn.Module) -> None:
     make_attention_plain(model)
 
 
-def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, ConvEpilogue]:
-    """Let convolutions do the work of the norm and the activation that follow them.
+def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, LeanEpilogue]:
+    """Let layers do the work of the norm and the activation that follow them.
 
     Looks at one forward on fake tensors; a model whose shapes or control flow depend on values keeps them apart.
 
     Args:
         model: The model, its norms and activations lean.
-        convs: By name, its sparse convolutions that may take an epilogue.
+        layers: By name, its sparse layers that may take an epilogue.
         example_inputs: A batch (tensor, tuple or dict of inputs).
 
     Returns:
-        The epilogues, by the name of their convolution.
+        The epilogues, by the name of their layer.
     """
-    for conv in convs.values():
-        conv.epilogue = None
+    for layer in layers.values():
+        layer.epilogue = None
     try:
         mode = fake_mode()
         fake, inputs = fake_copy(model, mode), fake_inputs(example_inputs, mode)
@@ -64,11 +65,15 @@ def join_epilogues(model: nn.Module, convs: Mapping[str, nn.Module], example_inp
         with mode:
             chains = find_chains(fake, *inputs)
     except VALUE_DEPENDENT as error:
-        logger.info(f"Norms stay apart from their convolutions, as the model's shapes depend on values ({error}).")
+        logger.info(
+            f"Norms and activations stay apart from their layers, as the model's shapes depend on values ({error})."
+        )
         return {}
     for chain in chains:
-        norm = model.get_submodule(chain.norm)
-        if chain.conv in convs and isinstance(norm, FrozenBatchNorm):
-            activation = None if chain.activation is None else model.get_submodule(chain.activation)
-            convs[chain.conv].epilogue = ConvEpilogue(norm, activation)
-    return {name: conv.epilogue for name, conv in convs.items() if conv.epilogue is not None}
+        norm, activation = (name and model.get_submodule(name) for name in (chain.norm, chain.activation))
+        if not isinstance(activation, GatedActivation):  # it stays as it is in this mode
+            activation = None
+        is_lean = norm is None or isinstance(norm, FrozenBatchNorm)
+        if chain.layer in layers and is_lean and (norm is not None or activation is not None):
+            layers[chain.layer].epilogue = LeanEpilogue(norm, activation)
+    return {name: layer.epilogue for name, layer in layers.items() if layer.epilogue is not None}

@@ -17,7 +17,7 @@ from .dropout import drawn_bits, dropped, keep_probability
 LEAN_SDPA = "trady_sdpa"
 """Name of this attention among transformers' implementations."""
 
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 22
 """How much of the attention weights exists at once."""
 
 
@@ -52,6 +52,7 @@ class _DropoutAttention(torch.autograd.Function):
             grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(ctx.scale)
             grads[0][part] = grad @ key[part]
             grads[1][part] = grad.transpose(-1, -2) @ query[part]
+            del weights, grad  # before the next part's exist
         return *grads, None, None, None
 
 

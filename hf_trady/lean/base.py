@@ -26,7 +26,7 @@ class LeanModule(StandIn):
 
 
 class Absorbable(LeanModule):
-    """A lean module whose work the convolution before it can do in place on its own output (see `epilogue.py`)."""
+    """A lean module whose work the layer before it can do in place on its own output (see `epilogue.py`)."""
 
     own_attributes = ("_done",)
     transient_attributes = ("_done",)

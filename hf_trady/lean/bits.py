@@ -15,10 +15,15 @@ def planes(x: Tensor) -> Tensor:
     otherwise all of `x` is one sample, padded with zeros.
     """
     samples = num_samples(x)
-    flat = x.as_strided((x.numel(),), (1,), x.storage_offset())
+    flat = in_memory_order(x)
     if flat.numel() % (8 * samples):
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
     return flat.view(samples, 8, flat.numel() // samples // 8)
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """`x`, dense in memory, as a one-dimensional view."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
 
 
 def num_samples(x: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Which batch-norm and activation follow each convolution and take nothing but its output."""
+"""Which batch-norm and activation follow each layer and take nothing but its output."""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers.pytorch_utils import Conv1D
 
 from .activations import GatedActivation
 from .batch_norm import FrozenBatchNorm
@@ -15,27 +16,29 @@ from .registry import lean_type
 
 @dataclass
 class Chain:
-    """A convolution, the norm that alone takes its output and the activation that alone takes the norm's.
+    """A layer, the norm that alone takes its output and the activation that alone takes the norm's, or the layer's.
 
     Attributes:
-        conv, norm, activation: Names of the modules; `activation` may be None.
+        layer, norm, activation: Names of the modules; one of the last two may be None.
     """
 
-    conv: str
-    norm: str
+    layer: str
+    norm: str | None = None
     activation: str | None = None
 
 
 def find_chains(model: nn.Module, args: tuple, kwargs: dict) -> list[Chain]:
     """The chains in one forward of `model`, which should run on fake tensors, in the mode that training has.
 
-    Whatever else reads a convolution's output before the norm has turned it into its own, or is returned it, would
-    see the norm's work too early: such a convolution begins no chain. So does one that is called more than once.
+    Whatever else reads a layer's output before the norm has turned it into its own, or is returned it, would see the
+    norm's work too early: such a layer begins no chain. Nor does one that is called more than once. Only a
+    convolution's norm counts.
     """
     watch = _Watch({module: name for name, module in model.named_modules()})
     handles = []
     for module in watch.names:
-        if isinstance(module, nn.Conv2d) or _is_kind(module, FrozenBatchNorm) or _is_kind(module, GatedActivation):
+        followers = _is_kind(module, FrozenBatchNorm) or _is_kind(module, GatedActivation)
+        if isinstance(module, nn.Conv2d | nn.Linear | Conv1D) or followers:
             handles.append(module.register_forward_pre_hook(watch.enter))
             handles.append(module.register_forward_hook(watch.leave))
     try:
@@ -87,30 +90,33 @@ class _Watch(TorchDispatchMode):
                 link.readers.append(self.stack[-1][0] if self.stack else None)
         return function(*args, **(kwargs or {}))
 
-    def chain_of(self, conv: _Link, returned: set[int]) -> Chain | None:
-        norm = conv.successor
-        calls = [link.module for link in self.links]
-        if not isinstance(conv.module, nn.Conv2d) or norm is None or not _is_kind(norm.module, FrozenBatchNorm):
+    def chain_of(self, layer: _Link, returned: set[int]) -> Chain | None:
+        if not isinstance(layer.module, nn.Conv2d | nn.Linear | Conv1D) or not self._feeds_next(layer, returned):
             return None
-        if calls.count(conv.module) > 1 or calls.count(norm.module) > 1 or not self._feeds_only(conv, norm, returned):
-            return None
-        chain = Chain(self.names[conv.module], self.names[norm.module])
-        if isinstance(norm.module, BatchNormAct2d):
-            inner = norm.module.act
-            if isinstance(norm.module.drop, nn.Identity) and _is_kind(inner, GatedActivation):
-                chain.activation = self.names[inner]
-            return chain
-        activation = norm.successor
-        if (
-            activation is not None
-            and _is_kind(activation.module, GatedActivation)
-            and self._feeds_only(norm, activation, returned)
-        ):
-            chain.activation = self.names[activation.module]
-        return chain
+        chain = Chain(self.names[layer.module])
+        end = layer
+        if isinstance(layer.module, nn.Conv2d) and _is_kind(layer.successor.module, FrozenBatchNorm):
+            end = layer.successor
+            chain.norm = self.names[end.module]
+            if self.num_calls(end.module) > 1:
+                return None
+            if isinstance(end.module, BatchNormAct2d):
+                inner = end.module.act
+                if isinstance(end.module.drop, nn.Identity) and _is_kind(inner, GatedActivation):
+                    chain.activation = self.names[inner]
+                return chain
+        if self._feeds_next(end, returned) and _is_kind(end.successor.module, GatedActivation):
+            chain.activation = self.names[end.successor.module]
+        return None if chain.norm is None and chain.activation is None else chain
 
-    def _feeds_only(self, link: _Link, successor: _Link, returned: set[int]) -> bool:
-        """Whether nothing but `successor`, and what it calls, has read the output of `link`."""
+    def num_calls(self, module: nn.Module) -> int:
+        return sum(link.module is module for link in self.links)
+
+    def _feeds_next(self, link: _Link, returned: set[int]) -> bool:
+        """Whether a watched module follows, and nothing but it, and what it calls, has read the output of `link`."""
+        successor = link.successor
+        if successor is None or self.num_calls(link.module) > 1:
+            return False
         inside = set(successor.module.modules())
         if any(reader not in inside for reader in link.readers):
             return False
@@ -119,7 +125,7 @@ class _Watch(TorchDispatchMode):
 
 def _is_kind(module: nn.Module, kind: type) -> bool:
     """Whether `module` is, or would be turned into, a lean module of `kind`."""
-    return isinstance(module, kind) or issubclass(lean_type(module, "exact") or object, kind)
+    return isinstance(module, kind) or issubclass(lean_type(module, "compressed") or object, kind)
 
 
 def _storage(tensor: Tensor) -> int:

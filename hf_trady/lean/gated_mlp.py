@@ -49,9 +49,10 @@ class LeanLlamaMLP(LeanModule, LlamaMLP):
     exact = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or not isinstance(self.act_fn, nn.SiLU | SiLUActivation):
+        if not self.training or not isinstance(self.act_fn, nn.SiLU | SiLUActivation):
             return super().forward(x)
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if not (gate.requires_grad and up.requires_grad):
-            return self.down_proj(self.act_fn(gate) * up)
-        return self.down_proj(_GatedProduct.apply(gate, up))
+        if torch.is_grad_enabled() and gate.requires_grad and up.requires_grad:
+            return self.down_proj(_GatedProduct.apply(gate, up))
+        # Not by `act_fn`: a look at a forward without gradients must not find it behind `gate_proj` (see `chains`).
+        return self.down_proj(nn.functional.silu(gate) * up)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
-from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
+from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode, unpacked_sequences
 from .graph import op_of_storage
 from .storages import Storage, StorageLog
 
@@ -128,7 +128,7 @@ def run_step(
     if not trained:
         raise ValueError("can't predict a training step: no parameter requires a gradient")
     try:
-        with mode:
+        with mode, unpacked_sequences():
             return _Step(model, inputs, setup, own, trained).run()
     except VALUE_DEPENDENT as error:
         raise ValueError(

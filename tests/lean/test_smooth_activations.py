@@ -36,7 +36,7 @@ def test_one_byte_an_element_tells_the_derivative(module, shape):
 def test_the_derivative_is_off_by_half_a_step_at_most_and_exact_far_out(module):
     x = torch.linspace(-40, 40, 4001)
     lean = lean_copy(module)
-    step = 1 / lean.code.one
+    step = 1 / lean.gate.code.one
     inner, outer = x.clone().requires_grad_(), x.clone().requires_grad_()
     module(inner).sum().backward()
     lean(outer).sum().backward()
