@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_trady.lean.gates import Gate
+
 
 def linear(channels, outputs, bias):
     return nn.Linear(channels, outputs, bias=bias)
@@ -121,3 +123,38 @@ def test_a_weight_that_trains_whole_is_left_to_autograd(make):
     sparse(x).square().sum().backward()
     layer(x).square().sum().backward()
     assert torch.equal(sparse.weight.grad, layer.weight.grad)
+
+
+class Follower:
+    """An epilogue that is always ready."""
+
+    def __init__(self, gate):
+        self.gate, self.outputs = gate, []
+
+    def is_ready(self):
+        return True
+
+    def hand_over(self, output):
+        self.outputs.append(output)
+
+
+@pytest.mark.parametrize("index", [[], [0, 3]], ids=["frozen", "active"])
+@pytest.mark.parametrize("outputs", [16, 5], ids=["rows of whole bytes", "bits across rows"])
+def test_an_activation_behind_it_is_done_in_place_and_part_by_part(index, outputs, monkeypatch):
+    monkeypatch.setattr("hf_trady.layers.linear.CHUNK_BYTES", 3 * outputs * 8)  # three rows
+    layer, x = fill(nn.Linear(4, outputs).double(), 1), random_like(torch.empty(2, 5, 4, dtype=torch.float64), 2)
+    full, full_x = copy.deepcopy(layer), x.clone().requires_grad_()
+    expected = full(full_x).relu()
+    cotangent = random_like(expected, 3)
+    expected.backward(cotangent)
+
+    sparse, sparse_x = sparse_copy(layer, index), x.clone().requires_grad_()
+    sparse.epilogue = Follower(Gate(0.0, float("inf")))
+    output = sparse(sparse_x)
+    output.backward(cotangent)
+    assert sparse.epilogue.outputs == [output]
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(sparse_x.grad, full_x.grad)
+    torch.testing.assert_close(sparse.bias.grad, full.bias.grad)
+    if index:
+        torch.testing.assert_close(sparse.active_view.grad, gradient_slice(layer, full.weight.grad, index))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_trady.memory import KINDS, StepSetup, predict_step
 
@@ -97,3 +98,33 @@ def test_checkpointing_keeps_less_and_is_followed_through_backward():
     recomputed = predict_step(net, batch)
     assert recomputed.kept < plain.kept and recomputed.peak < plain.peak
     assert math.isclose(recomputed.weights, plain.weights)
+
+
+def test_sequences_are_taken_for_unpacked_ones():
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+    )
+    net, tokens = LlamaForCausalLM(config).train(), torch.randint(32, (2, 16))
+    predicted = predict_step(net, {"input_ids": tokens, "labels": tokens}).ops
+    graph = net(input_ids=tokens, labels=tokens).loss.grad_fn
+    shapes = {node._saved_key.shape for node in nodes_of(graph) if "Flash" in node.name()}
+    assert shapes == {(2, 1, 16, 4)}  # one head, not repeated
+    query, key = 2 * 4 * 16 * 4 * 4, 2 * 1 * 16 * 4 * 4
+    attention = next(size for op, size in predicted.items() if "Flash" in op)
+    assert attention == pytest.approx(2 * (2 * query + 2 * key), rel=0.1)  # query and output, key and value
+
+
+def nodes_of(node):
+    seen = {}
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            waiting += [following for following, _ in node.next_functions]
+    return seen
