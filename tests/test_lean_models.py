@@ -8,10 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,12 +18,8 @@ from hf_trady.lean import LeanModule
 
 from .layers.against_autograd import recorded_saves
 from .lean.against_autograd import saved_bytes
-from .test_whole_models import randomized
+from .test_whole_models import BERT, bert, gpt2, randomized
 from .tiny import anatomy, image_batch, inputs_of, lm_batch, loss_of, token_batch, wrap
-
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def images(name, size=64, **kwargs):
@@ -37,20 +29,9 @@ def images(name, size=64, **kwargs):
     return make
 
 
-def bert(**kwargs):
-    config = BertConfig(vocab_size=40, num_labels=3, **SIZES, **(NO_DROPOUT | kwargs))
-    return randomized(BertForSequenceClassification(config)), token_batch(3, 8)
-
-
-def gpt2():
-    sizes = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return randomized(GPT2LMHeadModel(GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=0))), lm_batch(3, 8)
-
-
 def causal(config, model):
     def make():
-        return randomized(model(config(vocab_size=40, num_key_value_heads=2, **SIZES))), lm_batch(3, 8)
+        return randomized(model(config(vocab_size=40, num_key_value_heads=1, **BERT))), lm_batch(3, 8)
 
     return make
 
@@ -67,8 +48,8 @@ MODELS = {
     "densenet": (images("densenet121"), 0.3, 0.3),
     "vit": (images("vit_tiny_patch16_224", img_size=64, depth=2), 1.0, 0.7),
     "swin": (images("swin_tiny_patch4_window7_224", 224), 1.0, 0.7),
-    "bert": (bert, 1.0, 0.8),
-    "gpt2": (gpt2, 1.0, 0.8),
+    "bert": (lambda: (bert(), token_batch(3, 8)), 1.0, 0.8),
+    "gpt2": (lambda: (gpt2(), lm_batch(3, 8)), 1.0, 0.8),
     "llama": (causal(LlamaConfig, LlamaForCausalLM), 1.0, 0.97),
     "mistral": (causal(MistralConfig, MistralForCausalLM), 1.0, 0.97),
 }
@@ -144,7 +125,7 @@ def test_swapping_is_complete_and_reversible(make, exact_share, compressed_share
 
 
 def test_off_swaps_nothing():
-    net, batch = bert()
+    net, batch = bert(), token_batch(3, 8)
     model = wrap(net, inputs_of(batch), lean_backward="off")
     assert not any(isinstance(module, LeanModule) for module in model.modules())
     assert net.config._attn_implementation == "sdpa"
@@ -180,7 +161,7 @@ def test_activation_checkpointing_changes_no_gradient(name):
 
 
 def test_dropout_trains_and_draws_anew_each_step_and_the_same_again_when_recomputed():
-    net, batch = bert(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    net, batch = bert(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2), token_batch(3, 8)
     flats = []
     for checkpointing in (False, True):
         model = wrap(copy.deepcopy(net), inputs_of(batch), lean_backward="compressed")
@@ -240,3 +221,11 @@ def test_a_forward_that_goes_another_way_than_the_one_looked_at_is_refused():
     with pytest.raises(RuntimeError, match="'conv' did not go on to the norm"):
         model(torch.randn(2, 3, 8, 8))
     assert torch.equal(model.eval()(torch.ones(2, 3, 8, 8)), net.head(net.conv(torch.ones(2, 3, 8, 8)).mean((2, 3))))
+
+
+def test_an_activation_works_in_place_on_one_sample_without_a_batch_dimension():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(0), nn.Linear(144, 3)).train()
+    x = torch.randn(3, 8, 8)
+    expected = net(x)
+    model = wrap(net, x, 0.5, modules_to_save=["3"], strategy="dynamic_full_random", lean_backward="compressed")
+    torch.testing.assert_close(model(x), expected)

@@ -49,8 +49,9 @@ def timm_model(name, **kwargs):
     return lambda: randomized(timm.create_model(name, num_classes=3, **kwargs))
 
 
-def bert():
-    return randomized(BertForSequenceClassification(BertConfig(vocab_size=40, num_labels=3, **BERT, **NO_DROPOUT)))
+def bert(**kwargs):
+    config = BertConfig(vocab_size=40, num_labels=3, **BERT | NO_DROPOUT | kwargs)
+    return randomized(BertForSequenceClassification(config))
 
 
 def gpt2():

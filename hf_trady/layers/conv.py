@@ -83,7 +83,8 @@ def _parts(grad_output: Tensor, bits: Tensor | None) -> list[slice]:
     batch = len(grad_output)
     if bits is None or len(bits) != batch:  # nothing to gate, or bits that are packed across samples
         return [slice(0, batch)]
-    step = max(1, CHUNK_BYTES * batch // max(grad_output.nbytes, 1))
+    num_parts = max(1, -(-grad_output.nbytes // CHUNK_BYTES))
+    step = max(1, -(-batch // num_parts))
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
@@ -118,8 +119,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         # autograd's own convolution saves all of x even when the weight is frozen: take ours if a gradient passes.
         if epilogue is None and self.active_view is None and not x.requires_grad and not trains_bias:
             return super().forward(x)
-        if x.dim() == 3:  # one sample without a batch dimension
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        is_batched = x.dim() == 4
+        x = x if is_batched else x.unsqueeze(0)
         x, active = self._cast(x, self.active_view)
         gate = shift = scale = mean = None
         if epilogue is not None:
@@ -128,6 +129,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         output = _ConvFunction.apply(
             x, self.weight, self.bias, shift, active, self.active_index, scale, mean, conv, gate
         )
+        output = output if is_batched else output.squeeze(0)
         if epilogue is not None:
             epilogue.hand_over(output)
         return output
