@@ -168,9 +168,9 @@ INTRODUCTION = """\
 Written by `python benchmarks/memory.py` in one run: torch {torch}, {threads} threads, {cpu}; optimizer: {optimizer}.
 
 - **Peak** is the most that the process ever held above what it held with the model, the inputs and the optimizer in
-  place: activations, gradients and transients of a step. Large freed blocks go straight back to the system, so it is
-  memory in use. *As it comes* is the same with glibc's allocator left alone, which keeps gaps between blocks: what
-  grows there is fragmentation.
+  place and one step done, in which libraries make what they keep (5 to 20 MiB): activations, gradients and transients
+  of a step. Freed blocks go straight back to the system, so it is memory in use. *As it comes* is the same with
+  glibc's allocator left alone, which keeps gaps between blocks: what grows there is fragmentation.
 - **Predicted** is what the planner says of the same step, from a run on fake tensors.
 - **Kept** is what autograd saves for backward, each storage once, without parameters and inputs.
 - **Step** is the median of {steps} steps in a process that leaves glibc's allocator alone, with huge pages: handing

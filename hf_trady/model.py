@@ -1,7 +1,6 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
 import copy
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from .config import TraDyConfig
 from .conversion import Conversion
 from .layers import ActiveChannels, SparseLayer
 from .memory import FittedBudget, StepSetup, fit_bytes
+from .proxy import ModuleProxy
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
 from .saving import (
@@ -28,13 +28,12 @@ from .targets import find_biases, find_heads, find_layers, select_targets
 from .trial import DrawTrials
 
 
-class TraDyModel(PretrainedMixin, nn.Module):
+class TraDyModel(PretrainedMixin, ModuleProxy):
     """A model of which every epoch trains only as many input channels as a memory budget allows.
 
     The base model is changed in place, reversibly: its layers get a sparse backward and keep their Parameters and
     state-dict keys; everything but the head and the active channels is frozen. `state_dict` is that of the base
-    model, so checkpoints load into the plain model and back. Attributes that this class lacks are those of the base
-    model.
+    model, so checkpoints load into the plain model and back.
 
     Args:
         base_model: Any timm or transformers model or plain module.
@@ -239,20 +238,7 @@ class TraDyModel(PretrainedMixin, nn.Module):
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
-    # ---- A module like the base model ---------------------------------------------------------------------------
-
-    def forward(self, *args, labels=None, **kwargs):
-        """The forward of the base model."""
-        if labels is not None:  # named in the signature because a Trainer looks for it there
-            kwargs["labels"] = labels
-        return self.base_model(*args, **kwargs)
-
-    @property
-    def accepts_loss_kwargs(self) -> bool:
-        """Whether a Trainer may pass `num_items_in_batch` to the forward."""
-        parameters = inspect.signature(self.base_model.forward).parameters.values()
-        any_keyword = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
-        return getattr(self.base_model, "accepts_loss_kwargs", any_keyword)
+    # ---- Modes, norms and weights ---------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "TraDyModel":
         """Set training mode; batch-norms outside the head keep their statistics with `norm_mode='frozen'`."""
@@ -288,20 +274,6 @@ class TraDyModel(PretrainedMixin, nn.Module):
         if self.active is not None:
             self.active.load()
         return result
-
-    def _get_name(self) -> str:
-        return self.base_model._get_name()  # by this a Trainer tells a causal language model, whose labels it shifts
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_model!r})"
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_model":  # not set yet
-                raise
-            return getattr(self.base_model, name)
 
     # ---- Saving and leaving -------------------------------------------------------------------------------------
 
