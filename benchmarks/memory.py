@@ -3,6 +3,7 @@
     python benchmarks/memory.py                                  # everything; about an hour on 2 cores
     python benchmarks/memory.py --networks minilm --methods full lora compressed --steps 5
     python benchmarks/memory.py --repeats 3                      # each case three times: what is the spread?
+    python benchmarks/memory.py --measures bytes                 # the times later, when nothing else runs
     python benchmarks/memory.py --report                         # only write the report again
 
 Every measurement has a fresh process (memory_case.py says what is measured and how). Each finished case is written
@@ -39,13 +40,17 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "memory.json"
 DOCS = HERE.parent / "docs"
+MEASURES = ("bytes", "time")
 BYTES_STEPS = 3
+Case = tuple[str, str, str, str]
+"""Measure, network, method, layout."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="of image networks")
     parser.add_argument("--steps", type=int, default=9, help="timed steps a case, of which the median is taken")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
@@ -55,7 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     results = load_results(options)
     failures = [] if options.report else measure_all(results, options)
-    figures = best_figures(results["cases"])
+    figures = best_figures(results)
     DOCS.mkdir(exist_ok=True)
     (DOCS / "memory.md").write_text(markdown(figures, results["settings"]), encoding="utf-8")
     draw_chart(figures, DOCS / "memory.png")
@@ -67,7 +72,10 @@ def main() -> int:
 
 
 def load_results(options: argparse.Namespace) -> dict:
-    """The results file, for this run to add to: settings, and network -> method -> layout -> one dict a repeat."""
+    """The results file, for this run to add to.
+
+    Settings, and for bytes and time: network -> method -> layout -> one dict a repeat.
+    """
     settings = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -80,20 +88,23 @@ def load_results(options: argparse.Namespace) -> dict:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if options.report and results:
         return results
+    measured = {measure: results.get(measure, {}) for measure in MEASURES}
     if options.fresh:
-        for network in options.networks:
-            for method in options.methods:
-                results.get("cases", {}).get(network, {}).pop(method, None)
-    if any(results.get("cases", {}).values()) and results["settings"] != settings:
+        for measure in options.measures:
+            for network in options.networks:
+                for method in options.methods:
+                    measured[measure].get(network, {}).pop(method, None)
+    if any(any(networks.values()) for networks in measured.values()) and results["settings"] != settings:
         changed = ", ".join(key for key in settings if results["settings"].get(key) != settings[key])
         raise SystemExit(f"{RESULTS} was measured with other settings ({changed}); --fresh starts over")
-    return {"settings": settings, "cases": results.get("cases", {})}
+    return {"settings": settings} | measured
 
 
 def measure_all(results: dict, options: argparse.Namespace) -> list[str]:
     """Measure the cases that are missing and write each one down; returns what went wrong."""
     wanted = [
-        (network, method, layout)
+        (measure, network, method, layout)
+        for measure in options.measures
         for network in options.networks
         for method in options.methods
         for layout in NETWORKS[network].layouts
@@ -106,9 +117,7 @@ def measure_all(results: dict, options: argparse.Namespace) -> list[str]:
     for case in progress:
         progress.set_description(" ".join(case))
         try:
-            figures = run_case("bytes", case, BYTES_STEPS, options.optimizer)
-            if figures is not None:
-                figures |= run_case("time", case, options.steps, options.optimizer)
+            figures = run_case(case, BYTES_STEPS if case[0] == "bytes" else options.steps, options.optimizer)
         except subprocess.CalledProcessError as error:
             failures.append(f"{' '.join(case)} failed:\n{error.stderr[-2000:]}")
             continue
@@ -120,13 +129,13 @@ def measure_all(results: dict, options: argparse.Namespace) -> list[str]:
     return failures
 
 
-def run_case(measure: str, case: tuple[str, str, str], steps: int, optimizer: str) -> dict | None:
+def run_case(case: Case, steps: int, optimizer: str) -> dict | None:
     """The figures of one case from a fresh process; None where the method does not apply to the network.
 
     Raises:
         subprocess.CalledProcessError: If the process fails.
     """
-    command = [sys.executable, str(HERE / "memory_case.py"), measure, *case]
+    command = [sys.executable, str(HERE / "memory_case.py"), *case]
     command += ["--steps", str(steps), "--optimizer", optimizer]
     environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -140,9 +149,9 @@ def show_targets(figures: dict) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def _runs(results: dict, case: tuple[str, str, str]) -> list:
-    network, method, layout = case
-    return results["cases"].setdefault(network, {}).setdefault(method, {}).setdefault(layout, [])
+def _runs(results: dict, case: Case) -> list:
+    measure, network, method, layout = case
+    return results[measure].setdefault(network, {}).setdefault(method, {}).setdefault(layout, [])
 
 
 def _cpu_name() -> str:

@@ -1,5 +1,6 @@
 """What the memory benchmark's figures say: the tables of docs/memory.md, and the targets of the project."""
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ class Figures:
     Attributes:
         layout: That layout.
         peak: Peak bytes above the model's weights.
-        default_peak: The same with glibc's allocator left alone.
-        seconds: Median time of a step.
+        default_peak: The same with glibc's allocator left alone; None where the time was not measured.
+        seconds: Median time of a step; None likewise.
+        time_ratio: That time by full fine-tuning's, measured in turns; None likewise.
         saved: Bytes kept for backward.
         predicted: Peak bytes that the planner predicts; None for inference.
         activations: Bytes of activations that MemTracker counts, where it was asked.
@@ -30,8 +32,9 @@ class Figures:
 
     layout: str
     peak: float
-    default_peak: float
-    seconds: float
+    default_peak: float | None
+    seconds: float | None
+    time_ratio: float | None
     saved: float
     predicted: float | None
     activations: float | None
@@ -44,34 +47,44 @@ AllFigures = dict[tuple[str, str], Figures]
 """(network, method) -> its figures; cases that are missing or don't apply are left out."""
 
 
-def best_figures(cases: dict) -> AllFigures:
-    """The figures of every measured case. `cases`: network -> method -> layout -> one dict a repeat."""
+def best_figures(results: dict) -> AllFigures:
+    """The figures of every case of which the bytes are measured.
+
+    `results`: "bytes" and "time" -> network -> method -> layout -> one dict a repeat.
+    """
     best: AllFigures = {}
     for network in NETWORKS:
         for method in METHODS:
-            layouts = cases.get(network, {}).get(method, {})
-            candidates = [_figures(layout, runs) for layout, runs in layouts.items() if runs and None not in runs]
+            layouts = results["bytes"].get(network, {}).get(method, {})
+            times = results["time"].get(network, {}).get(method, {})
+            candidates = [
+                _figures(layout, runs, times.get(layout, []))
+                for layout, runs in layouts.items()
+                if runs and None not in runs
+            ]
             if candidates:
-                best[network, method] = min(candidates, key=lambda figures: figures.seconds)
+                best[network, method] = min(candidates, key=lambda figures: figures.time_ratio or math.inf)
     return best
 
 
-def _figures(layout: str, runs: list[dict]) -> Figures:
-    def median(name: str) -> float:
-        return statistics.median(run[name] for run in runs)
+def _figures(layout: str, runs: list[dict], timed: list[dict]) -> Figures:
+    def median(name: str, of: list[dict]) -> float | None:
+        values = [run[name] for run in of if run[name] is not None]
+        return statistics.median(values) if values else None
 
     peaks = [run["peak_bytes"] for run in runs]
     return Figures(
         layout=layout,
-        peak=median("peak_bytes"),
-        default_peak=median("default_peak_bytes"),
-        seconds=median("step_seconds"),
-        saved=median("saved_bytes"),
-        predicted=runs[0]["predicted_bytes"],
-        activations=None if runs[0]["activation_bytes"] is None else median("activation_bytes"),
+        peak=median("peak_bytes", runs),
+        default_peak=median("default_peak_bytes", timed),
+        seconds=median("step_seconds", timed),
+        time_ratio=median("time_ratio", timed),
+        saved=median("saved_bytes", runs),
+        predicted=median("predicted_bytes", runs),
+        activations=median("activation_bytes", runs),
         trained=runs[0]["trained_parameters"],
         repeats=len(runs),
-        spread=(max(peaks) - min(peaks)) / median("peak_bytes"),
+        spread=(max(peaks) - min(peaks)) / median("peak_bytes", runs),
     )
 
 
@@ -109,7 +122,7 @@ TARGETS = [
     Target(
         MOBILE,
         "step time / full",
-        lambda of: of["compressed"].seconds / of["full"].seconds,
+        lambda of: of["compressed"].time_ratio,
         0.50,
     ),
     Target(
@@ -121,7 +134,7 @@ TARGETS = [
     Target(("resnet50",), "activations kept (MemTracker)", lambda of: of["compressed"].activations / MIB, 65, " MiB"),
     Target(("resnet50",), "peak / inference peak", lambda of: of["compressed"].peak / of["inference"].peak, 1.25),
     Target(MINILM, "peak / LoRA's peak", lambda of: of["compressed"].peak / of["lora"].peak, 0.60),
-    Target(MINILM, "step time / LoRA's", lambda of: of["compressed"].seconds / of["lora"].seconds, 0.70),
+    Target(MINILM, "step time / LoRA's", lambda of: of["compressed"].time_ratio / of["lora"].time_ratio, 0.70),
     Target(
         MINILM,
         "with checkpointing: peak / inference peak",
@@ -131,7 +144,7 @@ TARGETS = [
     Target(
         MINILM,
         "with checkpointing: step time / full",
-        lambda of: of["compressed_checkpointed"].seconds / of["full"].seconds,
+        lambda of: of["compressed_checkpointed"].time_ratio,
         1.10,
     ),
 ]
@@ -145,7 +158,9 @@ def target_rows(figures: AllFigures) -> list[tuple[str, str, str, str, str]]:
             of = {method: value for (name, method), value in figures.items() if name == network}
             try:
                 value = target.measure(of)
-            except KeyError:
+            except (KeyError, TypeError):  # no such case, or a figure of it that is None
+                value = None
+            if value is None:
                 measured, met = "-", "-"
             else:
                 measured, met = _number(value, target.unit), "yes" if value <= target.limit else "no"
@@ -175,6 +190,8 @@ Written by `python benchmarks/memory.py` in one run: torch {torch}, {threads} th
 - **Kept** is what autograd saves for backward, each storage once, without parameters and inputs.
 - **Step** is the median of {steps} steps in a process that leaves glibc's allocator alone, with huge pages: handing
   freed blocks back at once, as the other process does, makes every method slower, by a factor of 1.5 to 2 here.
+  Each step is followed by one of full fine-tuning in the same process; *step / full* is the median of these ratios,
+  as the machine's own speed varies by a third.
 - Where an image network ran in both memory layouts, a row shows the one in which its method is faster.
 - Weights are random, which changes neither bytes nor time. In TraDy's rows {share:.0%} of the input channels of every
   layer outside the head train, and norms keep their statistics; "lean" without "exact" keeps 8 bits of what GELU,
@@ -210,7 +227,7 @@ def _network_table(rows: dict[str, Figures]) -> str:
         "/ inference",
         "/ full",
         "step, ms",
-        "/ full",
+        "step / full",
         "kept, MiB",
         "trained",
     ]
@@ -225,11 +242,11 @@ def _network_table(rows: dict[str, Figures]) -> str:
             "-" if row.predicted is None else f"{row.predicted / MIB:,.0f}",
             _ratio(row.peak, inference and inference.peak),
             _ratio(row.peak, full and full.peak),
-            f"{1e3 * row.seconds:,.0f}",
-            _ratio(row.seconds, full and full.seconds),
+            "-" if row.seconds is None else f"{1e3 * row.seconds:,.0f}",
+            "-" if row.time_ratio is None else f"{row.time_ratio:.2f}",
             f"{row.saved / MIB:,.1f}",
             f"{row.trained:,}",
-            f"{row.default_peak / MIB:,.0f}",
+            "-" if row.default_peak is None else f"{row.default_peak / MIB:,.0f}",
             row.layout,
         ]
         if tracked:
