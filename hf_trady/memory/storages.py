@@ -16,7 +16,7 @@ class Storage:
         nbytes: Its size.
         itemsize: Bytes of an element of the tensor that it was made for.
         born: Number of operations that had run when it was made; 0 for what existed before the first.
-        died: The same when it was freed; None while it lives.
+        died: Number of the first operation that ran without it; None while it lives.
         module: Name of the module whose forward made it.
     """
 
@@ -81,7 +81,7 @@ class StorageLog(TorchDispatchMode):
         self.storages.append(storage)
 
         def free(_, storage=storage, key=key):
-            storage.died = self.time
+            storage.died = self.time + 1  # it was there while the last operation ran
             del self._live[key]
 
         self._live[key] = storage, weakref.ref(untyped, free)
