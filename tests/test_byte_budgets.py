@@ -52,7 +52,7 @@ def test_a_refused_budget_leaves_the_model_as_it_was():
 
 
 def test_what_is_planned_is_what_the_model_does():
-    config = TraDyConfig(memory_budget="0.1MiB", strategy="dynamic_full_random")
+    config = TraDyConfig(memory_budget="0.15MiB", strategy="dynamic_full_random")
     planned, model = plan(conv_net(), config, IMAGES), TraDyModel(conv_net(), config, IMAGES)
     assert (planned.units, planned.left_out) == (model.budget, model.fitted.left_out)
     assert planned.fits and planned.predicted_peak_bytes == model.fitted.predicted_peak
@@ -61,19 +61,19 @@ def test_what_is_planned_is_what_the_model_does():
 
 
 def test_without_a_ranking_the_plan_says_that_it_takes_all_layers():
-    planned = plan(conv_net(), TraDyConfig(memory_budget="0.1MiB"), IMAGES)
+    planned = plan(conv_net(), TraDyConfig(memory_budget="0.15MiB"), IMAGES)
     assert "No layer ranking is known yet" in str(planned)
 
 
 def test_a_ranking_that_comes_later_is_when_the_budget_is_fitted():
-    model = TraDyModel(conv_net(), TraDyConfig(memory_budget="0.1MiB"), IMAGES)
+    model = TraDyModel(conv_net(), TraDyConfig(memory_budget="0.15MiB"), IMAGES)
     assert not model.is_ready and model.fitted is None
     model.rank_layers([(IMAGES, LABELS)], num_steps=1, disable_tqdm=True)
     assert model.is_ready and model.fitted.predicted_peak <= model.byte_budget
 
 
 def test_an_optimizer_without_state_leaves_more_for_channels():
-    model = wrap(conv_net(), None, "0.1MiB")
+    model = wrap(conv_net(), None, "0.15MiB")
     model.calibrate(IMAGES)
     with_state = model.budget
     model.calibrate(IMAGES, SGD)
@@ -88,7 +88,7 @@ def test_the_largest_batch_fits_and_the_next_does_not():
 
 
 def test_a_shrunk_static_draw_is_a_smaller_one():
-    model = wrap(conv_net(), IMAGES, "0.1MiB", strategy="static_full_random")
+    model = wrap(conv_net(), IMAGES, "0.15MiB", strategy="static_full_random")
     first = model.active_channels()
     model.shrink(1, 2 * model.byte_budget)
     assert model.resample(1).units < model.resample(0).units
