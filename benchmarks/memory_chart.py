@@ -25,7 +25,7 @@ def draw_chart(figures: AllFigures, path: Path) -> None:
     figure = Figure(figsize=(11, 0.9 + 3.1 * rows), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06, h_pad=0.08)
     panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flat
-    for panel, network in zip(panels, networks, strict=False):
+    for network, panel in zip(networks, panels, strict=False):  # in this order it takes no panel too many
         _draw_panel(panel, network, methods, figures)
     for panel in panels:
         panel.set_visible(False)
