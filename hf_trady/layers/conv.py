@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from .base import SparseLayer
 from .convolution import Convolution, memory_format, take_channels
+from .epilogue import parts_of
 from .registry import register_sparse_layer
 
 
@@ -45,7 +46,7 @@ class _ConvFunction(torch.autograd.Function):
         conv: Convolution = ctx.conv
         needs_x, _, needs_bias, needs_shift, needs_active = ctx.needs_input_grad[:5]
         grad_output = grad_output.contiguous(memory_format=ctx.output_format)
-        parts = _parts(grad_output, bits)
+        parts = parts_of(grad_output, bits, CHUNK_BYTES)
         folded = _folded(weight, scale, grad_output.dtype) if needs_x else None
         grad_x = grad_sum = grad_active = None
         if needs_x and len(parts) > 1:
@@ -76,16 +77,6 @@ class _ConvFunction(torch.autograd.Function):
 def _folded(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The weight with the norm's scale in it, as the convolution takes it."""
     return (weight if scale is None else weight * scale.view(-1, 1, 1, 1)).to(dtype)
-
-
-def _parts(grad_output: Tensor, bits: Tensor | None) -> list[slice]:
-    """Parts of the batch to work through, one by one: gating copies the output's gradient."""
-    batch = len(grad_output)
-    if bits is None or len(bits) != batch:  # nothing to gate, or bits that are packed across samples
-        return [slice(0, batch)]
-    num_parts = max(1, -(-grad_output.nbytes // CHUNK_BYTES))
-    step = max(1, -(-batch // num_parts))
-    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:

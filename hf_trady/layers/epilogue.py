@@ -39,3 +39,16 @@ class Epilogue(Protocol):
     def hand_over(self, output: Tensor) -> None:
         """Tell the norm and the activation that `output` has been through them."""
         ...
+
+
+def parts_of(grad_output: Tensor, code: Tensor | None, chunk_bytes: int) -> list[slice]:
+    """Parts of the leading dimension to work through one by one, as a gate's gradient is a copy of the output's.
+
+    One part where there is nothing to decode, or where the code does not divide by this dimension.
+    """
+    size = len(grad_output)
+    if code is None or len(code) != size:
+        return [slice(0, size)]
+    num_parts = max(1, -(-grad_output.nbytes // chunk_bytes))
+    step = max(1, -(-size // num_parts))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]

@@ -7,11 +7,12 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .base import SparseLayer
+from .epilogue import parts_of
 from .registry import register_sparse_layer
 
 
 CHUNK_BYTES = 1 << 22
-"""Of the activation's input gradient, about this much exists at once."""
+"""Of the gradient of an activation's input, about this much exists at once."""
 
 
 class _LinearFunction(torch.autograd.Function):
@@ -39,27 +40,19 @@ class _LinearFunction(torch.autograd.Function):
         grad_x = flat.new_empty(len(flat), ctx.x_shape[-1]) if needs_x else None
         grad_bias = flat.new_zeros(flat.shape[-1]) if needs_bias else None
         grad_active = flat.new_zeros(x_active.shape[-1], flat.shape[-1]) if needs_active else None
-        for part in _parts(flat, codes):
+        weight = weight.to(flat.dtype)
+        for part in parts_of(flat, codes, CHUNK_BYTES):
             grad = flat[part]
             if codes is not None:
                 grad = ctx.gate.grad(grad.contiguous(), codes[part] if len(codes) == len(flat) else codes)
             if needs_x:
-                torch.mm(grad, weight.to(grad.dtype), out=grad_x[part])
+                torch.mm(grad, weight, out=grad_x[part])
             if needs_bias:
                 grad_bias += grad.sum(0)
             if needs_active:
                 grad_active.addmm_(x_active[part].t(), grad)
             del grad  # before the next one exists
         return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, None, None
-
-
-def _parts(grad: Tensor, codes: Tensor | None) -> list[slice]:
-    """Rows of `grad` to work through one by one: the activation copies it."""
-    rows = len(grad)
-    if codes is None or len(codes) != rows:  # nothing to decode, or bits that are packed across rows
-        return [slice(0, rows)]
-    step = max(1, CHUNK_BYTES * rows // max(grad.nbytes, 1))
-    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 class _SparseFullyConnected(SparseLayer):
