@@ -3,10 +3,11 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_trady.fake import fake_copy, fake_inputs, fake_mode
 from hf_trady.lean import Chain, find_chains, make_model_lean
+
+from ..test_whole_models import llama
 
 
 def chains(model, size=16):
@@ -66,19 +67,12 @@ def test_an_activation_behind_a_layer_without_a_norm_is_found():
 
 
 def test_an_activation_that_the_model_does_without_in_training_is_not_found():
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    net = make_model_lean_in(LlamaForCausalLM(config))
+    net = llama()
+    make_model_lean(net, net.modules(), "compressed")
     mode = fake_mode()
     fake, inputs = fake_copy(net, mode), fake_inputs({"input_ids": torch.zeros(1, 4, dtype=torch.long)}, mode)
     with mode:
         assert find_chains(fake.train(), *inputs) == []
-
-
-def make_model_lean_in(net):
-    make_model_lean(net, net.modules(), "compressed")
-    return net
 
 
 def test_real_networks():

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_trady.memory import KINDS, StepSetup, predict_step
 
+from ..test_whole_models import llama
 from ..tiny import MODELS, bert, inputs_of, token_batch
 
 
@@ -101,20 +101,12 @@ def test_checkpointing_keeps_less_and_is_followed_through_backward():
 
 
 def test_sequences_are_taken_for_unpacked_ones():
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-    )
-    net, tokens = LlamaForCausalLM(config).train(), torch.randint(32, (2, 16))
+    net, tokens = llama().train(), torch.randint(40, (2, 16))
     predicted = predict_step(net, {"input_ids": tokens, "labels": tokens}).ops
     graph = net(input_ids=tokens, labels=tokens).loss.grad_fn
     shapes = {node._saved_key.shape for node in nodes_of(graph) if "Flash" in node.name()}
-    assert shapes == {(2, 1, 16, 4)}  # one head, not repeated
-    query, key = 2 * 4 * 16 * 4 * 4, 2 * 1 * 16 * 4 * 4
+    assert shapes == {(2, 2, 16, 8)}  # two heads for four queries, not repeated
+    query, key = 2 * 4 * 16 * 8 * 8, 2 * 2 * 16 * 8 * 8
     attention = next(size for op, size in predicted.items() if "Flash" in op)
     assert attention == pytest.approx(2 * (2 * query + 2 * key), rel=0.1)  # query and output, key and value
 
