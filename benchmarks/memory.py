@@ -1,6 +1,6 @@
 """Peak memory and step time of fine-tuning, method by method and network by network.
 
-    python benchmarks/memory.py                                  # everything; about an hour on 2 cores
+    python benchmarks/memory.py                                  # everything; some hours on 2 cores
     python benchmarks/memory.py --networks minilm --methods full lora compressed --steps 5
     python benchmarks/memory.py --repeats 3                      # each case three times: what is the spread?
     python benchmarks/memory.py --measures bytes                 # the times later, when nothing else runs

@@ -180,7 +180,8 @@ INTRODUCTION = """\
 
 ![Peak memory of a training step by network and method](memory.png)
 
-Written by `python benchmarks/memory.py` in one run: torch {torch}, {threads} threads, {cpu}; optimizer: {optimizer}.
+Written by `python benchmarks/memory.py`: torch {torch}, {threads} threads, {cpu}; optimizer: {optimizer}. A dash, or a
+row that is not there, was not measured yet.
 
 - **Peak** is the most that the process ever held above what it held with the model, the inputs and the optimizer in
   place and one step done, in which libraries make what they keep (5 to 20 MiB): activations, gradients and transients
