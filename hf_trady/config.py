@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,7 @@ from transformers.utils import logging
 from .files import write_text
 from .lean import MODES
 from .memory import parse_budget
+from .selection.importance import IMPORTANCE
 from .selection.strategies import STRATEGIES
 
 
@@ -56,8 +58,33 @@ class TraDyConfig:
     ranking_coverage: float = field(
         default=0.97, metadata={"help": "Keep the top layers that cover this share of the total RGN."}
     )
-    num_layers: int | None = field(
-        default=None, metadata={"help": "Keep exactly this many top layers, whatever they cover."}
+    num_layers: int | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep exactly this many top layers, whatever they cover; or 'budget': the fewest of which the "
+            "budget is at most a fifth, as 'medyate' does by default."
+        },
+    )
+    importance: str | None = field(
+        default=None,
+        metadata={"help": "For 'informed': draw from the top layers by 'rgn' or by 'lara'. None: from all layers."},
+    )
+    tau: float = field(
+        default=1.0,
+        metadata={
+            "help": "For 'informed': channels are drawn in proportion to (gradient norm / units) ** tau. 0 is "
+            "uniform; the larger, the closer to 'static_rgn'."
+        },
+    )
+    channels_per_layer: int | None = field(
+        default=None,
+        metadata={"help": "For 'paca': channels of each layer, whatever they cost. None: what the budget allows."},
+    )
+    scheme: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For 'sparse_update': layer name -> share of its input channels to train, or a JSON file of that."
+        },
     )
     target_modules: list[str] | str = field(
         default="all",
@@ -76,11 +103,12 @@ class TraDyConfig:
             "itself names, if it does; []: none."
         },
     )
-    train_bias: bool = field(
+    train_bias: bool | int = field(
         default=False,
         metadata={
             "help": "Also train the bias of every layer that may be updated and the shift of every normalization "
-            "layer. They need no activation; their elements are charged to the budget."
+            "layer, or, given a number, of the last so many of these. They need no activation; their elements are "
+            "charged to the budget."
         },
     )
     resample_every: int | str = field(
@@ -116,6 +144,8 @@ class TraDyConfig:
         parse_budget(self.memory_budget)
         if isinstance(self.resample_every, str) and self.resample_every.isdecimal():
             self.resample_every = int(self.resample_every)
+        if isinstance(self.num_layers, str) and self.num_layers.isdecimal():
+            self.num_layers = int(self.num_layers)
         _check_choice("strategy", self.strategy, STRATEGIES)
         _check_choice("optimizer_state", self.optimizer_state, ("reset", "carry"))
         _check_choice("norm_mode", self.norm_mode, ("frozen", "train"))
@@ -124,12 +154,22 @@ class TraDyConfig:
             raise _refusal("resample_every", self.resample_every, "'epoch' or an int of at least 1 (optimizer steps)")
         if not (_is_number(self.ranking_coverage) and 0 < self.ranking_coverage <= 1):
             raise _refusal("ranking_coverage", self.ranking_coverage, "a float in (0, 1]")
-        if self.num_layers is not None and not (_is_int(self.num_layers) and self.num_layers >= 1):
-            raise _refusal("num_layers", self.num_layers, "None or an int of at least 1")
+        if not (self.num_layers in (None, "budget") or (_is_int(self.num_layers) and self.num_layers >= 1)):
+            raise _refusal("num_layers", self.num_layers, "None, 'budget' or an int of at least 1")
+        if self.importance is not None:
+            _check_choice("importance", self.importance, IMPORTANCE)
+        if not (_is_number(self.tau) and 0 <= self.tau < math.inf):
+            raise _refusal("tau", self.tau, "a number of at least 0")
+        if self.channels_per_layer is not None and not (
+            _is_int(self.channels_per_layer) and self.channels_per_layer > 0
+        ):
+            raise _refusal("channels_per_layer", self.channels_per_layer, "None or an int of at least 1")
+        if self.scheme is not None:
+            self.scheme = _read_scheme(self.scheme)
         if not (_is_int(self.seed) and 0 <= self.seed < 2**63):
             raise _refusal("seed", self.seed, "an int in [0, 2**63)")
-        if not isinstance(self.train_bias, bool):
-            raise _refusal("train_bias", self.train_bias, "True or False")
+        if not (isinstance(self.train_bias, bool) or (_is_int(self.train_bias) and self.train_bias >= 1)):
+            raise _refusal("train_bias", self.train_bias, "True, False or an int of at least 1")
         _check_pattern("target_modules", self.target_modules)
         if self.exclude_modules is not None:
             _check_pattern("exclude_modules", self.exclude_modules)
@@ -179,6 +219,29 @@ class TraDyConfig:
         if not isinstance(values, dict):
             raise ValueError(f"'{file}' must hold a JSON object, not a {type(values).__name__}")
         return cls.from_dict(values)
+
+
+def _read_scheme(scheme) -> dict[str, float]:
+    """The scheme `scheme`, or the one in the JSON file `scheme`.
+
+    Raises:
+        ValueError: Names the first layer whose share is not allowed.
+    """
+    if isinstance(scheme, str | os.PathLike):
+        try:
+            values = json.loads(Path(scheme).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _refusal(
+                "scheme", str(scheme), f"a dict or a JSON file of one: layer name -> share of its channels ({error})"
+            ) from None
+    else:
+        values = scheme
+    if not isinstance(values, dict) or not values:
+        raise _refusal("scheme", scheme, "a dict or a JSON file of one: layer name -> share of its channels")
+    for name, share in values.items():
+        if not isinstance(name, str) or not (_is_number(share) and 0 <= share <= 1):
+            raise _refusal("scheme", {name: share}, "layer name -> share of its channels, in [0, 1]")
+    return dict(values)
 
 
 def _refusal(name: str, value, allowed: str) -> ValueError:

@@ -1,16 +1,15 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
 from .layers import ActiveChannels, SparseLayer
-from .memory import FittedBudget, StepSetup, fit_bytes
 from .proxy import ModuleProxy
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
@@ -23,12 +22,11 @@ from .saving import (
     restore_state,
     touch_changed,
 )
-from .selection import CostTable, LayerRanking, SparsityReport, cost_table, rank_layers
+from .selection import LayerRanking, SparsityReport, cost_table
 from .targets import find_biases, find_heads, find_layers, select_targets
-from .trial import DrawTrials
 
 
-class TraDyModel(PretrainedMixin, ModuleProxy):
+class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
     """A model of which every epoch trains only as many input channels as a memory budget allows.
 
     The base model is changed in place, reversibly: its layers get a sparse backward and keep their Parameters and
@@ -41,7 +39,7 @@ class TraDyModel(PretrainedMixin, ModuleProxy):
         example_inputs: A batch (tensor, tuple or dict of inputs) from which the costs of channels are learned, on
             fake tensors. Without it call `calibrate` before training; [`TraDyTrainer`] does.
         layer_ranking: The ranking for strategies that draw from the top layers; by default the one that
-            `config.layer_ranking` names. Without any, call `rank_layers` before training; [`TraDyTrainer`] does.
+            `config.layer_ranking` names. Without any, call `measure` before training; [`TraDyTrainer`] does.
 
     Raises:
         ValueError: If the config does not fit the model or the budget is too small; the model is then unchanged.
@@ -71,15 +69,15 @@ class TraDyModel(PretrainedMixin, ModuleProxy):
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
-        self._biases = find_biases(base_model, self._sparse_modules(), self._heads) if config.train_bias else {}
+        self._biases = find_biases(base_model, self._sparse_modules(), self._heads, config.train_bias)
         bias_units = sum(bias.numel() for bias in self._biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if example_inputs is not None:
-            self._sampler.costs = cost_table(base_model, example_inputs).subset(self._layers)
+            costs = cost_table(base_model, example_inputs).subset(self._layers)
+            self._sampler.costs, self._sampler.scores = costs, self._first_scores(costs)
         self._sampler.check()
         self.active: ActiveChannels | None = None
         self.epoch = 0
-        self._batch: tuple | None = None  # example inputs and setup, while a budget in bytes waits for a ranking
         self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
 
         self.base_model = base_model
@@ -98,105 +96,15 @@ class TraDyModel(PretrainedMixin, ModuleProxy):
         ]
         self.train(base_model.training)
         self._build()
-        if example_inputs is not None:
+        if example_inputs is not None and self.byte_budget is not None:
+            self._batch = example_inputs, None
             try:
-                self._fit_when_possible(example_inputs)
+                self._fit_when_possible()
             except ValueError:
                 self.merge_and_unload()
                 raise
 
     # ---- What is trained ----------------------------------------------------------------------------------------
-
-    @property
-    def costs(self) -> CostTable | None:
-        """Costs of all layers outside the head; None until they are measured."""
-        return self._sampler.costs
-
-    @property
-    def layer_ranking(self) -> LayerRanking | None:
-        """The ranking that the strategy draws by; None where there is none (yet)."""
-        return self._sampler.layer_ranking
-
-    @property
-    def budget(self) -> int:
-        """The memory budget in units (elements of weight gradient and saved activation of one sample)."""
-        return self._sampler.budget
-
-    @property
-    def pool(self) -> CostTable:
-        """The layers that channels are drawn from."""
-        return self._sampler.pool
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether channels can be drawn: the costs are known, the ranking where the strategy needs one, and what a
-        budget in bytes buys."""
-        return self._sampler.is_ready
-
-    @property
-    def fitted(self) -> FittedBudget | None:
-        """What a budget in bytes buys; None until it is fitted, or if the budget is not in bytes."""
-        return self._sampler.fitted
-
-    @property
-    def byte_budget(self) -> int | None:
-        """The memory budget in bytes; None if it is in units or a share."""
-        return self._sampler.byte_budget
-
-    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
-        """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
-
-        Args:
-            example_inputs: A tensor, tuple or dict of inputs.
-            setup: The optimizer, loss and precision of training, for a budget in bytes; by default AdamW. Where the
-                strategy needs a layer ranking and there is none yet, the budget is fitted once that is set.
-            fit: Leave what has been fitted as it is, if False.
-
-        Raises:
-            ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
-                the smallest that works.
-        """
-        self._update(costs=cost_table(self.base_model, example_inputs).subset(self._layers))
-        self._conversion.join(example_inputs)
-        if fit:
-            self._fit_when_possible(example_inputs, setup)
-
-    def set_fitted(self, fitted: FittedBudget | None) -> None:
-        """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards."""
-        self._update(fitted=fitted)
-
-    def shrink(self, draw: int, measured: int) -> FittedBudget:
-        """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""
-        self._sampler.fitted = self.fitted.shrink(draw, measured, self.byte_budget, self._sampler.least)
-        return self.fitted
-
-    def _fit_when_possible(self, example_inputs: Any, setup: StepSetup | None = None) -> None:
-        """Fit a budget in bytes, or keep what that takes until there is a ranking."""
-        self._batch = None
-        if self.byte_budget is None:
-            return
-        if not self._sampler.has_pool:
-            self._batch = example_inputs, setup
-            return
-        limit = int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0)))
-        self.set_fitted(fit_bytes(DrawTrials(self, example_inputs, setup), limit))
-
-    def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
-        """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
-
-        Raises:
-            ValueError: If it is of another architecture, which names the first layer that doesn't match, or if the
-                budget is below the cheapest channel of its top layers.
-        """
-        self._update(layer_ranking=layer_ranking)
-        if self._batch is not None:
-            self._fit_when_possible(*self._batch)
-
-    def rank_layers(self, dataloader: Iterable, **kwargs) -> LayerRanking:
-        """Measure a ranking on `dataloader` and use it. Takes the arguments of [`rank_layers`] by keyword."""
-        self._sampler.refuse_uncalibrated()
-        self.set_layer_ranking(rank_layers(self.base_model, dataloader, costs=self.costs, **kwargs))
-        return self.layer_ranking
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """The channels of epoch `epoch`: layer name -> sorted indices, int64 `[n]`. Changes nothing."""
@@ -212,9 +120,17 @@ class TraDyModel(PretrainedMixin, ModuleProxy):
         """
         self._sampler.refuse_unready()
         if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
+            self._sampler.settle(epoch)
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()
+
+    def observe(self) -> None:
+        """Take in the gradients of the active channels, where the strategy goes by them in its next draws.
+
+        Call it after the backward and before the optimizer's step; [`TraDyCallback`] does.
+        """
+        self._sampler.observe(self.active.selection, self.active.gradient_norms)
 
     def active_channels(self) -> dict[str, Tensor]:
         """The channels that train now: layer name -> sorted indices, int64 `[n]`."""
@@ -301,36 +217,6 @@ class TraDyModel(PretrainedMixin, ModuleProxy):
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
-
-    def _update(self, **known) -> None:
-        """Take in what has become known of the costs or the ranking; if it doesn't fit, nothing changes."""
-        sampler = copy.copy(self._sampler)
-        vars(sampler).update(known)
-        sampler.check()
-        self._sampler = sampler
-        self._build()
-
-    def _build(self) -> None:
-        """Draw, as soon as everything that a draw depends on is known."""
-        if self.is_ready:
-            self._make_active()
-            self.active.assign(self.draw(self.epoch))
-
-    def _make_active(self) -> None:
-        """Make the Parameters of the active channels, with none active."""
-        if self.active is not None:
-            self.active.assign({})
-        groups: dict[tuple, list[str]] = {}
-        for row in self.pool:
-            weight = self._layers[row.name][0].weight
-            groups.setdefault((weight.dtype, weight.device), []).append(row.name)
-        self.active = ActiveChannels(
-            {row.name: self._layers[row.name] for row in self.pool},
-            list(groups.values()),
-            [self._sampler.capacity(names) for names in groups.values()],
-            self.touched,
-            [[row.name for row in rows] for rows in self.pool.sharing()],
-        )
 
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
@@ -247,12 +247,11 @@ def _trials(
         costs = cost_table(model, example_inputs)
         trady = TraDyModel(fake_copy(model, mode), config)
     sampler = trady._sampler
-    if sampler.strategy.uses_ranking and sampler.layer_ranking is None:
-        notes = (
-            f"No layer ranking is known yet: planned as if '{trady.trady_config.strategy}' drew from all layers.",
-        )
-        sampler.strategy = replace(sampler.strategy, uses_ranking=False)
     sampler.costs = costs.subset(trady._layers)
+    missing = sampler.draw_blindly()
+    if missing:
+        strategy = trady.trady_config.strategy
+        notes = (f"Unknown yet: the {' and the '.join(missing)}; planned as if '{strategy}' did without.",)
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes
 

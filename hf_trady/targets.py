@@ -78,14 +78,31 @@ def select_targets(
     return [name for name in layers if name in names]
 
 
-def find_biases(model: nn.Module, targets: list[nn.Module], heads: list[str]) -> dict[str, nn.Parameter]:
-    """State-dict key -> bias, of each layer in `targets` and of each normalization layer outside `heads`."""
-    return {
+def find_biases(
+    model: nn.Module, targets: list[nn.Module], heads: list[str], number: bool | int = True
+) -> dict[str, nn.Parameter]:
+    """State-dict key -> bias, of each layer in `targets` and of each normalization layer outside `heads`.
+
+    Args:
+        model: The base model.
+        targets: The layers that may be updated.
+        heads: Names of the modules that train whole.
+        number: Only the last so many; True: all of them, False: none.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    biases = {
         f"{name}.bias": module.bias
         for name, module in outside(model, heads)
         # Every library calls its normalization layers so; there is no base class.
         if getattr(module, "bias", None) is not None and (module in targets or "Norm" in type(module).__name__)
     }
+    if isinstance(number, bool):
+        return biases if number else {}
+    if number > len(biases):
+        raise ValueError(f"train_bias={number} is more than the {len(biases)} biases of {type(model).__name__}")
+    return dict(list(biases.items())[-number:])
 
 
 def outside(model: nn.Module, heads: list[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -113,7 +113,7 @@ class DrawTrials:
 
     def _fit(self, fitted: FittedBudget) -> None:
         self.model._sampler.fitted = fitted
-        self.model._make_active()
+        self.model._replace_active(self.model.pool, fitted.units)
 
     def _run(self, selection: dict[str, Tensor]) -> StepMemory:
         self.model.active.assign(selection)

@@ -68,7 +68,7 @@ def test_without_a_ranking_the_plan_says_that_it_takes_all_layers():
 def test_a_ranking_that_comes_later_is_when_the_budget_is_fitted():
     model = TraDyModel(conv_net(), TraDyConfig(memory_budget="0.15MiB"), IMAGES)
     assert not model.is_ready and model.fitted is None
-    model.rank_layers([(IMAGES, LABELS)], num_steps=1, disable_tqdm=True)
+    model.measure([(IMAGES, LABELS)], num_steps=1, disable_tqdm=True)
     assert model.is_ready and model.fitted.predicted_peak <= model.byte_budget
 
 

@@ -36,11 +36,15 @@ ALLOWED = {
     "strategy": st.sampled_from(sorted(STRATEGIES)),
     "layer_ranking": texts(),
     "ranking_coverage": st.floats(0, 1, exclude_min=True) | st.just(1),
-    "num_layers": st.none() | st.integers(1, 10**6),
+    "num_layers": st.none() | st.integers(1, 10**6) | st.just("budget"),
+    "importance": st.sampled_from([None, "rgn", "lara"]),
+    "tau": st.floats(0, 10**6) | st.integers(0, 100),
+    "channels_per_layer": st.none() | st.integers(1, 10**6),
+    "scheme": st.none() | st.dictionaries(st.text(min_size=1, max_size=5), st.floats(0, 1) | st.just(1), min_size=1),
     "target_modules": module_names() | regexes() | module_names().map(tuple),
     "exclude_modules": st.none() | module_names() | regexes() | module_names().map(tuple),
     "modules_to_save": st.none() | st.just([]) | module_names() | module_names().map(tuple),
-    "train_bias": st.booleans(),
+    "train_bias": st.booleans() | st.integers(1, 100),
     "resample_every": st.just("epoch") | st.integers(1, 10**6) | st.integers(1, 10**6).map(str),
     "optimizer_state": st.sampled_from(["reset", "carry"]),
     "norm_mode": st.sampled_from(["frozen", "train"]),
@@ -57,11 +61,15 @@ REFUSED = {
     "strategy": (["random", "", None, 1, ["trady"], "Trady"], sorted(STRATEGIES)),
     "layer_ranking": ([1, True, ["a"], b"a"], ["None or a string"]),
     "ranking_coverage": ([0, 0.0, -0.5, 1.01, 2, math.nan, math.inf, "0.9", None, True], ["(0, 1]"]),
-    "num_layers": ([0, -1, 1.0, "3", True, math.nan], ["None or an int of at least 1"]),
+    "num_layers": ([0, -1, 1.0, "all", "1.5", True, math.nan], ["None, 'budget' or an int of at least 1"]),
+    "importance": (["norm", "", 1, True, ["rgn"], "RGN"], ["'rgn', 'lara'"]),
+    "tau": ([-0.1, -1, math.nan, math.inf, None, "1", True], ["a number of at least 0"]),
+    "channels_per_layer": ([0, -1, 1.0, "3", True, math.nan], ["None or an int of at least 1"]),
+    "scheme": ([{}, [], 1, "nowhere.json", {"a": 1.5}, {"a": -0.1}, {"a": None}, {1: 0.5}], ["share"]),
     "target_modules": ([[], (), "", None, 1, [""], [1], ["a", None], "(", "*a", "a{99999999999}"], ["regex"]),
     "exclude_modules": ([[], (), "", 1, [""], [1], {"a": 1}, "[", "(?P<a", "(" * 5000 + ")" * 5000], ["regex"]),
     "modules_to_save": (["classifier", "", 1, [""], [None], True], ["list of module names"]),
-    "train_bias": ([0, 1, "True", None, "no"], ["True or False"]),
+    "train_bias": ([0, -1, 1.0, "True", None, "no"], ["True, False or an int"]),
     "resample_every": ([0, -1, 1.0, "step", "", "-1", "1.5", True, None, math.nan], ["'epoch'", "at least 1"]),
     "optimizer_state": (["keep", "", None, True, "Reset"], ["'reset', 'carry'"]),
     "norm_mode": (["eval", "", None, False, ["train"]], ["'frozen', 'train'"]),
@@ -217,7 +225,7 @@ def test_a_corrupt_file_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("seed", "1.5"), ("memory_budget", "NaN"), ("train_bias", "1"), ("target_modules", "{}")]
+    ("name", "text"), [("seed", "1.5"), ("memory_budget", "NaN"), ("train_bias", "0"), ("target_modules", "{}")]
 )
 def test_a_file_with_a_value_that_is_not_allowed_is_refused(tmp_path, name, text):
     (tmp_path / CONFIG_NAME).write_text(f'{{"{name}": {text}}}')

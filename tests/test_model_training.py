@@ -29,7 +29,7 @@ every_model = pytest.mark.parametrize("make, batch", MODELS.values(), ids=MODELS
 def test_a_plain_loop_lowers_the_loss():
     batch = image_batch(12)
     model = wrap(conv_net(), batch[0], budget=0.2, strategy="trady")
-    model.rank_layers([batch], num_steps=2, disable_tqdm=True)
+    model.measure([batch], num_steps=2, disable_tqdm=True)
     losses = train(model, batch, epochs=12, steps=5, lr=0.3)
     assert losses[-1] < 0.5 * losses[0]
 

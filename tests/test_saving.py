@@ -37,7 +37,7 @@ MAKERS = {"conv": (conv_net, image_batch()), "bert": (bert, token_batch()), "gpt
 def trained(kind: str, epochs: int = 3, **kwargs) -> TraDyModel:
     make, batch = MAKERS[kind]
     model = wrap(make(), inputs_of(batch), **kwargs)
-    if model._sampler.strategy.uses_ranking:
+    if model.needs_measuring:
         model.set_layer_ranking(ranking_of(model.costs))
     train(model, batch, epochs)
     return model

@@ -16,6 +16,9 @@ class TraDyArguments(TraDyConfig):
 
     memory_budget: str = _field("memory_budget", default="0.05")
     target_modules: list[str] = _field("target_modules", default_factory=lambda: ["all"])
+    num_layers: str | None = _field("num_layers", default=None)
+    scheme: str | None = _field("scheme", default=None)
+    train_bias: bool = _field("train_bias", default=False)
     exclude_modules: list[str] | None = _field("exclude_modules", default=None)
     resample_every: str = _field("resample_every", default="epoch")
     seed: int = field(default=0, init=False)  # set from --seed of TrainingArguments

@@ -1,6 +1,7 @@
 """The Parameters that hold the active channels of all layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,25 @@ class ActiveChannels(nn.Module):
                 for module in self.layers[name]:
                     module.active_index = module.active_index.to(part.device)
                     module.active_view = part
+
+    @torch.no_grad()
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Layer name -> L2 norm of the gradient of each active channel, float32 `[n]`, of the last backward."""
+        norms = {}
+        for names, parameter in zip(self.groups, self.flat, strict=True):
+            if parameter.grad is not None:
+                for name, part in self._split(names, parameter.grad, self.selection):
+                    norms[name] = torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float32).cpu()
+        return norms
+
+    @contextmanager
+    def unmarked(self) -> Iterator[None]:
+        """Don't count the channels that are active in the block as touched: nothing is updated in it."""
+        marked, self._marked = self._marked, True
+        try:
+            yield
+        finally:
+            self._marked = marked
 
     def _share_slices(self) -> None:
         for names in self.shared_inputs:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import TraDyConfig
 from ..memory import FittedBudget
-from ..selection import RANKING_NAME, LayerRanking
+from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import TrainedState, load_state, save_state
 
@@ -18,6 +18,7 @@ class PretrainedMixin:
 
     trady_config: TraDyConfig
     layer_ranking: LayerRanking | None
+    channel_scores: ChannelScores | None
     fitted: FittedBudget | None
     base_model: nn.Module
     touched: dict
@@ -34,12 +35,15 @@ class PretrainedMixin:
         """Write what training has changed, the config and the ranking into `save_directory`.
 
         Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
-        `trady_config.json`, `layer_ranking.json` where there is a ranking, `trady_plan.json` where a budget in bytes
-        has been fitted, and the base model's `config.json` where it has one. Each is written whole or not at all.
+        `trady_config.json`, `layer_ranking.json` where there is a ranking, `channel_scores.safetensors` where the
+        strategy goes by single channels, `trady_plan.json` where a budget in bytes has been fitted, and the base
+        model's `config.json` where it has one. Each is written whole or not at all.
         """
         save_state(self.trained_state(), save_directory)
         if self.layer_ranking is not None:
             self.layer_ranking.save_pretrained(save_directory)
+        if self.channel_scores is not None:
+            self.channel_scores.save_pretrained(save_directory)
         if self.fitted is not None:
             self.fitted.save_pretrained(save_directory)
         base_config = getattr(self.base_model, "config", None)
@@ -66,6 +70,9 @@ class PretrainedMixin:
         ranking = LayerRanking.from_pretrained(path) if has_ranking else None
         refuse_misfit(base_model, state)
         model = cls(base_model, config, example_inputs, ranking)
+        scores = ChannelScores.from_pretrained(path)
+        if scores is not None:
+            model.set_channel_scores(scores)
         model.restore(state)
         return model
 

@@ -109,6 +109,15 @@ class CostTable:
         """Multiply-accumulates of all weight gradients."""
         return sum(row.channels * row.macs_per_channel for row in self.rows)
 
+    def spaces(self) -> Tensor:
+        """Units of every single channel, row by row, int64 `[sum of all channels]`."""
+        units, channels = torch.tensor([[row.space, row.channels] for row in self.rows], dtype=torch.int64).T
+        return units.repeat_interleave(channels)
+
+    def starts(self) -> list[int]:
+        """The number of each row's first channel, where channels are numbered row by row."""
+        return [0, *itertools.accumulate(row.channels for row in self.rows)][:-1]
+
     def subset(self, names: Iterable[str]) -> "CostTable":
         """The rows of the layers `names`, in this table's order."""
         names = set(names)

@@ -3,23 +3,19 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..files import write_text
-from .cost import CostTable, cost_table
-from .importance import IMPORTANCE, channel_norms
+from .cost import CostTable
+from .importance import IMPORTANCE
 
 
 RANKING_NAME = "layer_ranking.json"
+BUDGET_SHARE = 0.2  # of the memory of the layers that MeDyate draws from
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,21 @@ class LayerRanking:
         scores = torch.tensor([self.scores[importance][name] for name in names], dtype=torch.float64)
         shares = scores.cumsum(0) / scores.sum().clamp_min(torch.finfo(scores.dtype).tiny)
         return names[: int((shares < coverage - 1e-12).sum()) + 1]
+
+    def top_by_budget(self, costs: CostTable, budget: int, importance: str = "lara") -> list[str]:
+        """The first K layers, K as MeDyate picks it: the fewest of which `budget` is no more than a fifth; or all.
+
+        Args:
+            costs: Costs of all ranked layers.
+            budget: Units (elements).
+            importance: The score to rank by.
+        """
+        names, memory = self.layers(importance), 0
+        for number, name in enumerate(names, 1):
+            memory += costs[name].channels * costs[name].space
+            if budget <= BUDGET_SHARE * memory:
+                return names[:number]
+        return names
 
     def check(self, costs: CostTable) -> None:
         """Refuse an architecture other than the one that was ranked.
@@ -110,128 +121,3 @@ class LayerRanking:
         if not all(math.isfinite(value) for scores in ranking.scores.values() for value in scores.values()):
             raise ValueError(f"'{file}' is not a layer ranking (a score is not finite)")
         return ranking
-
-
-def rank_layers(
-    model: nn.Module,
-    dataloader: Iterable,
-    *,
-    num_steps: int = 10,
-    learning_rate: float = 0.0,
-    compute_loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    costs: CostTable | None = None,
-    exclude_modules: str | Iterable[str] | None = None,
-    disable_tqdm: bool = False,
-) -> LayerRanking:
-    """Rank the layers of `model` by their reweighted gradient norm over a few batches of any task.
-
-    Each weight gradient is measured, applied and freed as soon as backward has formed it. At the end all parameters
-    and buffers are what they were, without gradients.
-
-    Args:
-        model: Any module.
-        dataloader: Yields batches, at least one; started again when it ends.
-        num_steps: Steps to measure.
-        learning_rate: 0 measures the gradients of the given weights. Otherwise plain SGD runs on the ranked layers and
-            on whatever else of the model requires a gradient, which takes a copy of these, and rarely changes the
-            order: on a MobileNetV2, 10 batches at 0 and 100 steps of training correlate by 0.93 (Spearman).
-        compute_loss: `(model, batch) -> scalar loss`. By default the `loss` of a model called with the batch as
-            keywords, or cross-entropy of `model(inputs)` for batches `(inputs, labels)`.
-        costs: The layers to rank; by default all of `cost_table(model, first batch, exclude_modules)`.
-        exclude_modules: Layers to leave out when `costs` is not given.
-        disable_tqdm: Show no progress bar.
-
-    Returns:
-        The ranking of all layers in `costs`.
-
-    Raises:
-        ValueError: If the dataloader is empty, or the loss or a gradient is not finite.
-    """
-    compute_loss = compute_loss or default_loss
-    batches = _endless(dataloader)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("can't rank layers: the dataloader is empty")
-    if costs is None:
-        inputs = first[0] if isinstance(first, tuple | list) else first
-        costs = cost_table(model, inputs, exclude_modules)
-    layers = {row.name: model.get_submodule(row.name) for row in costs}
-    totals = {kind: dict.fromkeys(layers, 0.0) for kind in IMPORTANCE}
-
-    def measure(name: str, gradient: Tensor) -> None:
-        norms = channel_norms(layers[name], gradient)
-        for kind, score in IMPORTANCE.items():
-            totals[kind][name] += score(norms, costs[name])
-
-    with _gradient_run(model, layers, learning_rate, measure):
-        for step in tqdm(range(num_steps), desc="Ranking layers", disable=disable_tqdm):
-            loss = compute_loss(model, first if step == 0 else next(batches))
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"can't rank layers: the loss is {loss.item()} at step {step + 1}; lower learning_rate "
-                    f"(now {learning_rate}) or check the data"
-                )
-            loss.backward()
-    for name, score in totals["rgn"].items():
-        if not math.isfinite(score):
-            raise ValueError(f"can't rank layers: the gradient of '{name}' is not finite; check the data")
-    return LayerRanking(
-        scores=totals,
-        shapes={row.name: [row.channels, row.weight_per_channel] for row in costs},
-        info={"num_steps": num_steps, "learning_rate": learning_rate, "model": type(model).__name__},
-    )
-
-
-def default_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The model's own loss for a batch of keywords; cross-entropy for `(inputs, labels)`."""
-    if isinstance(batch, tuple | list):
-        inputs, labels = batch
-        return F.cross_entropy(model(inputs), labels)
-    return model(**batch).loss
-
-
-@contextmanager
-def _gradient_run(model: nn.Module, layers: dict[str, nn.Module], learning_rate: float, measure: Callable):
-    """Let `layers` train; hand each gradient to `measure`, step and free it at once; restore everything at the end."""
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    name_of = {layer.weight: name for name, layer in layers.items()}
-    trained = {parameter for parameter, requires in required.items() if requires} | set(name_of)
-    moving = {*(trained if learning_rate else ()), *model.buffers()}  # batch-norms in train mode move their statistics
-    kept = {tensor: tensor.detach().clone() for tensor in moving}
-
-    @torch.no_grad()
-    def step(parameter: Tensor) -> None:
-        if parameter in name_of:
-            measure(name_of[parameter], parameter.grad)
-        if learning_rate:
-            parameter.sub_(parameter.grad, alpha=learning_rate)
-        parameter.grad = None
-
-    for parameter in required:
-        parameter.grad = None  # what an earlier backward left would be measured, too
-    for parameter in name_of:
-        parameter.requires_grad_(True)
-    handles = [parameter.register_post_accumulate_grad_hook(step) for parameter in trained]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        with torch.no_grad():
-            for tensor, value in kept.items():
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
-        for parameter, requires in required.items():
-            parameter.requires_grad_(requires)
-            parameter.grad = None
-
-
-def _endless(dataloader: Iterable):
-    """Batches of `dataloader`, over and over; ends at once if there are none."""
-    while True:
-        empty = True
-        for batch in dataloader:
-            empty = False
-            yield batch
-        if empty:
-            return

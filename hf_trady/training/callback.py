@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from ..memory import MIB, PeakTracker
 from ..model import TraDyModel
+from .measuring import measure
 
 
 logger = logging.get_logger(__name__)
@@ -60,6 +61,7 @@ class TraDyCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.sample()
+        self._model.observe()
         self._stepped = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -106,6 +108,8 @@ class TraDyCallback(TrainerCallback):
 
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:
+            if self._model.refreshes_scores:
+                measure(self.trainer, self._model, getattr(self.trainer, "ranking_steps", 10))
             self._model.resample(number, self.trainer.optimizer)
             self._log(self._model.report().logs())
 

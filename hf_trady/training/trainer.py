@@ -2,15 +2,11 @@
 
 import itertools
 import os
-import random
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -19,8 +15,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
 from ..memory import FittedBudget, StepSetup
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
-from ..selection import RANKING_NAME, LayerRanking
+from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .callback import TraDyCallback
+from .measuring import agree, kept_random_states, measure
 
 
 BATCHES_COMPARED = 8
@@ -42,7 +39,7 @@ class TraDyTrainer(Trainer):
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
 
     Args:
-        ranking_steps: Steps to measure the ranking for.
+        ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on.
         **kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
@@ -89,36 +86,37 @@ class TraDyTrainer(Trainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
-        fitted = FittedBudget.from_pretrained(checkpoint) if checkpoint is not None else None
-        if fitted is not None and fitted != model.fitted:
-            model.set_fitted(fitted)  # what it was when the checkpoint was written, whatever would be measured now
+        fitted = None
+        if checkpoint is not None:
+            fitted = self._restore_known(model, checkpoint)
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
-        if model.is_ready and not fits:
-            return
-        with _kept_random_states():
+        if model.costs is None or fits:
+            self._calibrate(model, fits)
+        if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file() and model.layer_ranking is None:
+            model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
+        if model.needs_measuring:
+            measure(self, model, self.ranking_steps)
+
+    def _restore_known(self, model: TraDyModel, checkpoint: str | os.PathLike) -> FittedBudget | None:
+        """Take what a budget in bytes bought, and what was known of the channels, when `checkpoint` was written."""
+        fitted, scores = FittedBudget.from_pretrained(checkpoint), ChannelScores.from_pretrained(checkpoint)
+        if scores is not None:
+            model.set_channel_scores(scores)
+        if fitted is not None and fitted != model.fitted:
+            model.set_fitted(fitted)
+        return fitted
+
+    def _calibrate(self, model: TraDyModel, fits: bool) -> None:
+        """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
+        with kept_random_states():
+            if self.args.gradient_checkpointing:
+                model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             dataloader = self.get_train_dataloader()
-            if model.costs is None or fits:
-                if self.args.gradient_checkpointing:
-                    model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
-                inputs = self._call_inputs(self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader)))[
-                    0
-                ]
-                model.calibrate(inputs, self.step_setup(), fit=fits)
-                self._agree_on_budget()
-            if model.is_ready:
-                return
-            if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file():
-                model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
-                return
-            model.train()
-            ranking = model.rank_layers(
-                dataloader,
-                num_steps=self.ranking_steps,
-                compute_loss=self._ranking_loss,
-                disable_tqdm=self.args.disable_tqdm or not self.is_local_process_zero(),
-            )
-            model.set_layer_ranking(broadcast_object_list([ranking])[0])  # every process ranked its own batches
-            self._agree_on_budget()
+            batch = self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader))
+            model.calibrate(self._call_inputs(batch)[0], self.step_setup(), fit=fits)
+        fitted = agree(model.fitted)
+        if fitted != model.fitted:
+            model.set_fitted(fitted)
 
     def step_setup(self) -> StepSetup:
         """What a step of this Trainer does besides the model, as its arguments say."""
@@ -127,16 +125,6 @@ class TraDyTrainer(Trainer):
         accumulates = self.args.gradient_accumulation_steps > 1
         reserve = CPU_RESERVE if self.args.device.type == "cpu" else 0.0
         return StepSetup(cls, kwargs, autocast_dtype=dtype, accumulates=accumulates, reserve=reserve)
-
-    def _agree_on_budget(self) -> None:
-        """Take the budget that the main process fitted: each process had its own batch."""
-        fitted = broadcast_object_list([self.model.fitted])[0]
-        if fitted != self.model.fitted:
-            self.model.set_fitted(fitted)
-
-    def _ranking_loss(self, model: nn.Module, batch) -> torch.Tensor:
-        with self.compute_loss_context_manager(), self.accelerator.autocast():
-            return self.compute_loss(self.model, self._prepare_inputs(batch))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a transformers model as [`~transformers.Trainer`] computes it; of any other see the class."""
@@ -192,15 +180,3 @@ def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         key: (value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value).contiguous()
         for key, value in state_dict.items()
     }
-
-
-@contextmanager
-def _kept_random_states():
-    """Undo what the block does to the random states of Python, numpy and torch's CPU generator."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -93,11 +93,11 @@ def test_what_was_frozen_is_ranked_too_and_stale_gradients_do_not_count():
 def test_a_wrapped_model_is_ranked_like_a_plain_one(budget):
     model = wrap(conv_net(), BATCHES[0][0], budget)
     state = copy_of_state(model)
-    ranking = model.rank_layers(BATCHES, num_steps=3, disable_tqdm=True)
+    ranking = model.measure(BATCHES, num_steps=3, disable_tqdm=True).ranking()
     expected = rank(conv_net(), BATCHES, num_steps=3, exclude_modules=["classifier"])
     for kind in ("rgn", "lara"):
         assert ranking.scores[kind] == pytest.approx(expected.scores[kind], rel=1e-5)
-    assert ranking.shapes == expected.shapes and model.layer_ranking is ranking
+    assert ranking.shapes == expected.shapes
     assert different_keys(copy_of_state(model), state) == []
 
 

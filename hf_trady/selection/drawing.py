@@ -1,44 +1,17 @@
-"""In which order channels are offered the budget: one small class a strategy."""
-
-from dataclasses import dataclass
+"""Draws channels by a strategy until the budget is full."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .cost import CostTable
+from .scores import ChannelScores
+from .strategies import Strategy
 
 
-@dataclass(frozen=True)
-class RandomStrategy:
-    """Uniformly random channels (Alg. 1 of the paper).
-
-    Attributes:
-        uses_ranking: Draw from the top-K layers of the ranking only, rather than from the whole network.
-        dynamic: Draw again for every epoch, rather than once.
-    """
-
-    uses_ranking: bool
-    dynamic: bool
-
-    def order(self, costs: CostTable, generator: torch.Generator) -> Tensor:
-        """A permutation of all channels of `costs`, int64 `[sum of channels]`.
-
-        Channels are numbered row by row, in the order of `costs`, which holds one row an input: a channel that several
-        layers share trains in all of them. They are taken in the returned order until the budget is full.
-        """
-        return torch.randperm(sum(row.channels for row in costs), generator=generator)
-
-
-STRATEGIES: dict[str, RandomStrategy] = {
-    "trady": RandomStrategy(uses_ranking=True, dynamic=True),
-    "static_topk_random": RandomStrategy(uses_ranking=True, dynamic=False),
-    "dynamic_full_random": RandomStrategy(uses_ranking=False, dynamic=True),
-    "static_full_random": RandomStrategy(uses_ranking=False, dynamic=False),
-}
-
-
-def draw(strategy: RandomStrategy, costs: CostTable, budget: int, seed: int, epoch: int) -> dict[str, Tensor]:
+def draw(
+    strategy: Strategy, costs: CostTable, budget: int, seed: int, epoch: int, scores: ChannelScores | None = None
+) -> dict[str, Tensor]:
     """The channels to train in `epoch`: a pure function of its arguments, the same in every process.
 
     Args:
@@ -47,6 +20,7 @@ def draw(strategy: RandomStrategy, costs: CostTable, budget: int, seed: int, epo
         budget: Units (elements) that the channels may cost together.
         seed: Seed of the run.
         epoch: Number of the draw, from 0; a static strategy ignores it.
+        scores: What the strategy goes by; None if by nothing.
 
     Returns:
         Layer name -> sorted channel indices, int64 `[n]`, for every layer with at least one channel. Layers that share
@@ -56,13 +30,15 @@ def draw(strategy: RandomStrategy, costs: CostTable, budget: int, seed: int, epo
         ValueError: If not even the cheapest channel fits; the message states the smallest budget that works.
     """
     check_budget(costs, budget)
-    costs = affordable(costs, budget)
+    if strategy.within_budget:
+        costs = affordable(costs, budget)
     inputs = costs.by_input()
-    spaces = torch.tensor([row.space for row in inputs]).repeat_interleave(_channel_counts(inputs))
-    order = strategy.order(inputs, _generator(seed, epoch if strategy.dynamic else 0))
-    chosen = order[spaces[order].cumsum(0) <= budget].sort().values
-    starts = [0, *_channel_counts(inputs).cumsum(0).tolist()]
-    bounds = torch.searchsorted(chosen, torch.tensor(starts)).tolist()
+    known = None if scores is None else scores.by_input(costs)
+    order = strategy.choose(inputs, budget, known, _generator(seed, epoch if strategy.dynamic else 0))
+    if strategy.within_budget:
+        order = order[inputs.spaces()[order].cumsum(0) <= budget]
+    chosen, starts = order.sort().values, inputs.starts()
+    bounds = torch.searchsorted(chosen, torch.tensor([*starts, len(inputs.spaces())])).tolist()
     parts = zip(inputs, starts, bounds, bounds[1:], strict=False)
     drawn = {row.name: chosen[low:high] - start for row, start, low, high in parts if high > low}
     return {row.name: drawn[row.input_name] for row in costs if row.input_name in drawn}
@@ -108,10 +84,6 @@ def max_weight_units(costs: CostTable, budget: int, names: set[str] | None = Non
         units += row.channels * weights[row.name]
         budget -= row.channels * row.space
     return units
-
-
-def _channel_counts(costs: CostTable) -> Tensor:
-    return torch.tensor([row.channels for row in costs])
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

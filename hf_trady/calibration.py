@@ -1,0 +1,264 @@
+"""What a TraDyModel must know of its network before it can draw: costs, ranking, scores, what bytes buy."""
+
+import copy
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import TraDyConfig
+from .conversion import Conversion
+from .layers import ActiveChannels, read_channels
+from .memory import FittedBudget, StepSetup, fit_bytes
+from .sampler import ChannelSampler
+from .selection import ChannelScores, CostTable, GradientRecord, LayerRanking, cost_table, measure_gradients
+from .streaming import stream_gradients
+from .trial import DrawTrials
+
+
+class CalibratedMixin:
+    """Learns it, or is told it, and keeps the active channels in step."""
+
+    trady_config: TraDyConfig
+    base_model: nn.Module
+    active: ActiveChannels | None
+    epoch: int
+    _sampler: ChannelSampler
+    _conversion: Conversion
+    _layers: dict[str, list[nn.Module]]
+    _batch: tuple | None = None  # example inputs and setup, while a budget in bytes is still to be fitted
+    _parts: FittedBudget | None = None  # what a budget in bytes buys for random draws from all layers
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Costs of all layers outside the head; None until they are measured."""
+        return self._sampler.costs
+
+    @property
+    def layer_ranking(self) -> LayerRanking | None:
+        """The ranking that the strategy draws by; None where there is none (yet)."""
+        return self._sampler.layer_ranking
+
+    @property
+    def channel_scores(self) -> ChannelScores | None:
+        """What the strategy knows of every channel; None where it knows nothing (yet)."""
+        return self._sampler.scores
+
+    @property
+    def budget(self) -> int:
+        """The memory budget in units (elements of weight gradient and saved activation of one sample)."""
+        return self._sampler.budget
+
+    @property
+    def pool(self) -> CostTable:
+        """The layers that channels are drawn from."""
+        return self._sampler.pool
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether channels can be drawn: the costs are known, the ranking and the scores where the strategy needs
+        them, and what a budget in bytes buys."""
+        return self._sampler.is_ready
+
+    @property
+    def fitted(self) -> FittedBudget | None:
+        """What a budget in bytes buys; None until it is fitted, or if the budget is not in bytes."""
+        return self._sampler.fitted
+
+    @property
+    def byte_budget(self) -> int | None:
+        """The memory budget in bytes; None if it is in units or a share."""
+        return self._sampler.byte_budget
+
+    @property
+    def needs_measuring(self) -> bool:
+        """Whether the strategy waits for `measure`."""
+        return not (self._sampler.has_pool and self._sampler.has_scores)
+
+    @property
+    def refreshes_scores(self) -> bool:
+        """Whether the strategy wants `measure` called anew before every draw."""
+        return self._sampler.strategy.refresh
+
+    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
+        """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
+
+        Args:
+            example_inputs: A tensor, tuple or dict of inputs.
+            setup: The optimizer, loss and precision of training, for a budget in bytes; by default AdamW. Where the
+                strategy waits for `measure`, the budget is fitted after that.
+            fit: Leave what has been fitted as it is, if False.
+
+        Raises:
+            ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
+                the smallest that works.
+        """
+        costs = cost_table(self.base_model, example_inputs).subset(self._layers)
+        self._update(costs=costs, scores=self.channel_scores or self._first_scores(costs))
+        self._conversion.join(example_inputs)
+        self._batch = (example_inputs, setup) if self.byte_budget is not None else None
+        self._parts = None
+        if fit:
+            self._fit_when_possible()
+
+    def measure(self, dataloader: Iterable, *, streaming: bool | None = None, **kwargs) -> GradientRecord:
+        """Measure the gradient of every channel, and draw by the ranking and the scores that follow from then on.
+
+        A ranking that is there already is kept. Make the optimizer afterwards, unless it is the scores of
+        `dynamic_rgn` that are measured anew.
+
+        Args:
+            dataloader: Yields batches, at least one; started again when it ends.
+            streaming: Measure a few channels at a time, which takes the memory of a training step, and a pass over the
+                batches for each part. By default with a budget in bytes, or where the strategy goes by single
+                channels. If False, all at once, which takes the memory of full fine-tuning.
+            **kwargs: `num_steps`, `compute_loss` and `disable_tqdm` of [`measure_gradients`].
+
+        Raises:
+            ValueError: If the dataloader is empty, or the loss or a gradient is not finite; nothing is changed then.
+        """
+        sampler = self._sampler
+        sampler.refuse_uncalibrated()
+        if streaming is None:
+            streaming = self.byte_budget is not None or sampler.strategy.scores == "gradient"
+        if streaming:
+            record = self._stream(dataloader, kwargs)
+        else:
+            record = measure_gradients(self.base_model, dataloader, costs=self.costs, **kwargs)
+        known = {}
+        if sampler.strategy.importance is not None and sampler.layer_ranking is None:
+            info = {"num_steps": kwargs.get("num_steps", 10), "model": type(self.base_model).__name__}
+            known["layer_ranking"] = record.ranking(**info)
+        if sampler.strategy.scores == "gradient":
+            known["scores"] = record.scores()
+        self._update(**known)
+        if self.byte_budget is not None and self.fitted is None:
+            self._fit_when_possible()
+        return record
+
+    def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
+        """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
+
+        Raises:
+            ValueError: If it is of another architecture, which names the first layer that doesn't match, or if the
+                budget is below the cheapest channel of its top layers.
+        """
+        self._update(layer_ranking=layer_ranking)
+        self._fit_when_possible()
+
+    def set_channel_scores(self, scores: ChannelScores) -> None:
+        """Draw by `scores` from now on.
+
+        Raises:
+            ValueError: If they are of another architecture; names the first layer that doesn't match.
+        """
+        self._update(scores=scores)
+        if self.fitted is None:
+            self._fit_when_possible()
+
+    def set_fitted(self, fitted: FittedBudget | None) -> None:
+        """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards."""
+        self._update(fitted=fitted)
+
+    def shrink(self, draw: int, measured: int) -> FittedBudget:
+        """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""
+        self._sampler.fitted = self.fitted.shrink(draw, measured, self.byte_budget, self._sampler.least)
+        return self.fitted
+
+    # ---- Parts of the above -------------------------------------------------------------------------------------
+
+    def _update(self, **known) -> None:
+        """Take in what has become known; if it doesn't fit, nothing changes."""
+        sampler = copy.copy(self._sampler)
+        vars(sampler).update(known)
+        sampler.check()
+        self._sampler = sampler
+        self._build(known)
+
+    def _build(self, known: Iterable[str] = ()) -> None:
+        """Draw, as soon as everything that a draw depends on is known."""
+        if not self.is_ready:
+            return
+        if self.active is None or set(known) != {"scores"}:  # new scores change no shape: the optimizer may live on
+            self._replace_active(self._sampler.pool, self._sampler.budget)
+        self.active.assign(self._sampler.draw(self.epoch))
+
+    def _first_scores(self, costs: CostTable) -> ChannelScores | None:
+        """What the strategy can know of channels without a gradient."""
+        kind = self._sampler.strategy.scores
+        if kind == "weight":
+            return ChannelScores({row.name: self._weight_norms(row.name, row.channels) for row in costs})
+        return ChannelScores.unknown(costs) if kind == "observed" else None
+
+    def _weight_norms(self, name: str, channels: int) -> torch.Tensor:
+        weight = read_channels(self._layers[name][0], torch.arange(channels))
+        return torch.linalg.vector_norm(weight.flatten(1).float(), dim=1).cpu()
+
+    def _fit_when_possible(self) -> None:
+        """Fit a budget in bytes, unless the strategy waits for something."""
+        if self._batch is None or self.needs_measuring:
+            return
+        self.set_fitted(self._fit(DrawTrials(self, *self._batch)))
+        if self._parts is not None or self._sampler.strategy.scores != "gradient":
+            self._batch = None
+
+    def _fit(self, trials: DrawTrials) -> FittedBudget:
+        setup = self._batch[1]
+        return fit_bytes(trials, int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0))))
+
+    def _stream(self, dataloader: Iterable, kwargs: dict) -> GradientRecord:
+        """Measure in parts that are as large as a random draw may be."""
+        units, pool = self._part_size()
+        active = self._make_active(pool, units)
+        units -= self._sampler.bias_units
+        with self._instead(active):
+            return stream_gradients(self, active, self.costs, pool, units, dataloader, **kwargs)
+
+    def _part_size(self) -> tuple[int, CostTable]:
+        """Units of a part, biases included, and the layers that can be measured in it."""
+        if self.byte_budget is None:
+            return self.budget, self.costs
+        if self._parts is None:
+            if self._batch is None:
+                raise ValueError("the budget in bytes is not fitted to a batch yet; call calibrate(batch)")
+            trials = DrawTrials(self, *self._batch)
+            trials.model._sampler.draw_uniformly()
+            self._parts = self._fit(trials)
+        out = self._parts.left_out
+        return self._parts.units, self.costs.subset(row.name for row in self.costs if row.name not in out)
+
+    @contextmanager
+    def _instead(self, active: ActiveChannels):
+        """Let `active` hold the active channels for the duration of the block."""
+        before = self.active
+        if before is not None:
+            before.write_back()
+        self.active = active
+        try:
+            yield
+        finally:
+            active.assign({})
+            self.active = before
+            if before is not None:
+                before.assign(before.selection)
+
+    def _replace_active(self, pool: CostTable, budget: int) -> None:
+        if self.active is not None:
+            self.active.assign({})
+        self.active = self._make_active(pool, budget)
+
+    def _make_active(self, pool: CostTable, budget: int) -> ActiveChannels:
+        """Parameters with room for every draw of `budget` units from `pool`, with no channel active."""
+        groups: dict[tuple, list[str]] = {}
+        for row in pool:
+            weight = self._layers[row.name][0].weight
+            groups.setdefault((weight.dtype, weight.device), []).append(row.name)
+        return ActiveChannels(
+            {row.name: self._layers[row.name] for row in pool},
+            list(groups.values()),
+            [self._sampler.capacity(names, pool, budget) for names in groups.values()],
+            self.touched,
+            [[row.name for row in rows] for rows in pool.sharing()],
+        )

@@ -1,0 +1,64 @@
+"""Measures, on the batches of a Trainer, what the strategy of its model goes by."""
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from transformers import Trainer, set_seed
+
+from ..model import TraDyModel
+
+
+def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
+    """Measure the gradients of the channels of `model`, the same whenever it is done: batches and dropout follow from
+    the Trainer's seed and the number of the last draw. The random states are left as they were.
+
+    Args:
+        trainer: Gives the batches and the loss.
+        model: What it trains, unwrapped.
+        num_steps: Batches.
+    """
+
+    def compute_loss(_: nn.Module, batch) -> Tensor:
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+            return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+
+    training = model.training
+    with kept_random_states():
+        set_seed(trainer.args.seed + model.epoch)
+        model.train()
+        model.measure(
+            trainer.get_train_dataloader(),
+            num_steps=num_steps,
+            compute_loss=compute_loss,
+            disable_tqdm=trainer.args.disable_tqdm or not trainer.is_local_process_zero(),
+        )
+    model.train(training)
+    ranking, scores, fitted = agree((model.layer_ranking, model.channel_scores, model.fitted))
+    if ranking is not None and ranking != model.layer_ranking:
+        model.set_layer_ranking(ranking)
+    if scores is not None and scores is not model.channel_scores:
+        model.set_channel_scores(scores)
+    if fitted != model.fitted:
+        model.set_fitted(fitted)
+
+
+def agree(value):
+    """What `value` is in the main process: every process measured on its own batches, but all must draw the same."""
+    return broadcast_object_list([value])[0]
+
+
+@contextmanager
+def kept_random_states():
+    """Undo what the block does to the random states of Python, numpy and torch."""
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
