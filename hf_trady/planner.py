@@ -235,7 +235,7 @@ def _trials(
     model: nn.Module, config: TraDyConfig | None, example_inputs: Any, setup: StepSetup | None
 ) -> tuple[DrawTrials, tuple[str, ...]]:
     """Trials of `model` wrapped as `config` says, all of it fake, and what had to be taken for granted."""
-    mode, notes = fake_mode(), ()
+    mode = fake_mode()
     if isinstance(model, TraDyModel):
         if config is not None and config != model.trady_config:
             raise ValueError("a TraDyModel has its own config; leave config out, or pass the plain model")
@@ -248,10 +248,7 @@ def _trials(
         trady = TraDyModel(fake_copy(model, mode), config)
     sampler = trady._sampler
     sampler.costs = costs.subset(trady._layers)
-    missing = sampler.draw_blindly()
-    if missing:
-        strategy = trady.trady_config.strategy
-        notes = (f"Unknown yet: the {' and the '.join(missing)}; planned as if '{strategy}' did without.",)
+    notes = tuple(sampler.draw_blindly())
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes
 

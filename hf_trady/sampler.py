@@ -127,18 +127,18 @@ class ChannelSampler:
         return sum(row.weight_per_channel * len(index) for row, index in drawn)
 
     def draw_blindly(self) -> list[str]:
-        """Draw, from now on, as if what is not known yet made no difference; returns what that is."""
-        missing = []
+        """Draw, from now on, as if what is not known yet made no difference; returns a sentence about each."""
+        name, notes = self.config.strategy, []
         if self.strategy.importance is not None and self.layer_ranking is None:
-            missing.append("layer ranking")
+            notes.append(f"No layer ranking is known yet: planned as if '{name}' drew from all layers.")
             self.strategy = replace(self.strategy, importance=None)
         if self.strategy.scores == "weight" and self.scores is None:
             self.scores = ChannelScores({row.name: torch.ones(row.channels) for row in self.costs})
         elif self.strategy.scores is not None and self.scores is None:
             if self.strategy.scores == "gradient":
-                missing.append("gradient norms of channels")
+                notes.append(f"No gradients of channels are known yet: planned as if '{name}' drew at random.")
             self.strategy = RandomStrategy(dynamic=self.strategy.dynamic, importance=self.strategy.importance)
-        return missing
+        return notes
 
     def draw_uniformly(self) -> None:
         """Draw from all layers at random from now on, whatever the strategy."""

@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from ..version import __version__
-from . import plan, train
+from . import compare, plan, train
 
 
-VERBS = {"train": train, "plan": plan}
+VERBS = {"train": train, "plan": plan, "compare": compare}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -59,31 +59,55 @@ def load_model(args: ModelArguments, config: TraDyConfig, data: Data) -> Loaded:
     """
     config.base_model_name_or_path = args.model_name_or_path
     config.task_type = "IMAGE_CLS" if data.is_image else "SEQ_CLS"
+    model = make_model(args, config.revision, data)
+    return Loaded(model, *load_datasets(args, config.revision, model, data))
+
+
+def make_model(args: ModelArguments, revision: str | None, data: Data) -> PreTrainedModel:
+    """The model that `args` names, with a head for the classes of `data`.
+
+    Raises:
+        ValueError: If it can't be loaded.
+    """
     names = {"id2label": dict(enumerate(data.labels)), "label2id": {name: i for i, name in enumerate(data.labels)}}
     try:
         if data.is_image:
-            model = _image_model(args, config, names)
-            return Loaded(model, *_image_datasets(args, model, data), default_data_collator, None)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            args.model_name_or_path, **_hub(args, config), num_labels=len(data.labels), **names
+            return _image_model(args, revision, names)
+        return AutoModelForSequenceClassification.from_pretrained(
+            args.model_name_or_path, **_hub(args, revision), num_labels=len(data.labels), **names
         )
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **_hub(args, config))
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"can't load model_name_or_path='{args.model_name_or_path}': {reason}") from error
+        raise _cannot_load(args, error) from error
+
+
+def load_datasets(
+    args: ModelArguments, revision: str | None, model: PreTrainedModel, data: Data
+) -> tuple[Dataset, Dataset, Callable, Any]:
+    """The data for training and evaluation as `model` takes it, the collator, and the tokenizer if there is one."""
+    if data.is_image:
+        return *_image_datasets(args, model, data), default_data_collator, None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **_hub(args, revision))
+    except (OSError, RuntimeError) as error:
+        raise _cannot_load(args, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Loaded(model, *_text_datasets(tokenizer, data), DataCollatorWithPadding(tokenizer), tokenizer)
+    return *_text_datasets(tokenizer, data), DataCollatorWithPadding(tokenizer), tokenizer
 
 
-def _hub(args: ModelArguments, config: TraDyConfig) -> dict:
-    return {"revision": config.revision or "main", "token": args.token, "trust_remote_code": args.trust_remote_code}
+def _cannot_load(args: ModelArguments, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"can't load model_name_or_path='{args.model_name_or_path}': {reason}")
 
 
-def _image_model(args: ModelArguments, config: TraDyConfig, names: dict) -> PreTrainedModel:
+def _hub(args: ModelArguments, revision: str | None) -> dict:
+    return {"revision": revision or "main", "token": args.token, "trust_remote_code": args.trust_remote_code}
+
+
+def _image_model(args: ModelArguments, revision: str | None, names: dict) -> PreTrainedModel:
     if not timm.is_model(args.model_name_or_path):
-        hub = _hub(args, config)
+        hub = _hub(args, revision)
         base_config = AutoConfig.from_pretrained(args.model_name_or_path, **hub, **names)
         return AutoModelForImageClassification.from_pretrained(
             args.model_name_or_path, config=base_config, ignore_mismatched_sizes=True, **hub

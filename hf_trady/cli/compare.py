@@ -1,0 +1,169 @@
+"""Compare strategies, budgets and other ways to fine-tune on one model, over tasks and seeds.
+
+Takes what `trady train` takes; --dataset_name may be several data sets, one a task. Every run that has finished is a
+line of results.jsonl: stopped at any moment and started again, the command goes on where it was. With several learning
+rates, each method's is chosen for each task and budget on a part of the training data; the runs that count then train
+on all of it, and are evaluated on the test data.
+"""
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
+from transformers.utils import logging
+
+from ..comparison import BASELINES, Grid, Results, Run, Task, run_one, summary
+from ..comparison.charts import plot_accuracy_and_memory, plot_differences
+from ..comparison.grid import do_all
+from ..comparison.report import markdown
+from ..config import TraDyConfig
+from ..memory import MIB
+from ..selection import STRATEGIES
+from .config import TraDyArguments
+from .data import Data, DataArguments, load_data
+from .models import ModelArguments, load_datasets, make_model
+
+
+METHODS = (*STRATEGIES, *BASELINES)
+
+
+@dataclass
+class CompareArguments:
+    """What is compared."""
+
+    methods: list[str] = field(
+        default_factory=lambda: ["trady", "informed", "static_rgn", "full", "head_only"],
+        metadata={"help": f"Any of {', '.join(METHODS)}."},
+    )
+    memory_budgets: list[str] = field(
+        default_factory=lambda: ["0.01", "0.05"], metadata={"help": "Of the methods that know a budget."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the runs on the test data."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-3], metadata={"help": "To choose from; one is taken as it is."}
+    )
+    validation_share: float = field(
+        default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
+    )
+    ranking_steps: int = field(default=4, metadata={"help": "Batches on which gradients are measured."})
+
+
+@dataclass
+class CompareDataArguments(DataArguments):
+    """The tasks."""
+
+    dataset_name: list[str] = field(
+        metadata={
+            "help": DataArguments.__dataclass_fields__["dataset_name"].metadata["help"] + " Several: one a task."
+        }
+    )
+
+
+@dataclass
+class CompareTrainingArguments(TrainingArguments):
+    """TrainingArguments of runs that write nothing."""
+
+    output_dir: str = field(default="runs/compare", metadata={"help": "Where results and report are written."})
+    eval_strategy: str = field(default="no", metadata={"help": "Each run is evaluated once, at its end."})
+    logging_strategy: str = field(default="no", metadata={"help": "When to log."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write a checkpoint."})
+    report_to: str = field(default="none", metadata={"help": "Where runs are reported to."})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "The comparison has a progress bar of its own."})
+
+
+def run(arguments: list[str]) -> int:
+    """Do the runs that are missing, then write and print the report; returns the exit code."""
+    classes = (ModelArguments, CompareDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
+    parser = HfArgumentParser(classes, prog="trady compare")
+    model_args, data_args, config, args, training_args = parser.parse_args_into_dataclasses(arguments)
+    _refuse_unknown(args.methods)
+    budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
+    names = data_args.dataset_name
+    grid = Grid([Path(name).stem for name in names], args.methods, budgets, args.seeds, args.learning_rates)
+    output = Path(training_args.output_dir)
+    results = Results(output / "results.jsonl", _settings(model_args, data_args, config, args, training_args))
+    logging.set_verbosity_error()
+    training_args.remove_unused_columns, training_args.label_names = False, ["labels"]
+    tasks: dict[str, Task] = {}
+
+    def do(one: Run) -> dict:
+        if one.task not in tasks:
+            name = names[grid.tasks.index(one.task)]
+            data = load_data(_as_data_arguments(data_args, name))
+            tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
+        return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
+
+    do_all(grid.tuning_runs(), results, do, tqdm)
+    do_all(grid.test_runs(results), results, do, tqdm)
+    _report(results, output)
+    return 0
+
+
+def _refuse_unknown(methods: list[str]) -> None:
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"methods={unknown[0]!r} is not allowed; it must be any of {', '.join(METHODS)}")
+
+
+def _number(text: str) -> float | int | str:
+    """The budget `text` as it would stand in a config."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def _as_data_arguments(args: CompareDataArguments, name: str) -> DataArguments:
+    values = {f.name: getattr(args, f.name) for f in fields(DataArguments)}
+    return DataArguments(**values | {"dataset_name": name})
+
+
+def _task(args: ModelArguments, revision: str | None, data: Data, share: float) -> Task:
+    model = make_model(args, revision, data)
+    train, test, collator, processing_class = load_datasets(args, revision, model, data)
+    parts = data.train.train_test_split(test_size=share, seed=0, stratify_by_column=data.label_column)
+    split = replace(data, train=parts["train"], eval=parts["test"])
+    fit, validation, *_ = load_datasets(args, revision, model, split)
+    pad_token_id = getattr(model.config, "pad_token_id", None)
+
+    def make() -> PreTrainedModel:
+        made = make_model(args, revision, data)
+        if not data.is_image:
+            made.config.pad_token_id = pad_token_id
+        return made
+
+    others = {"data_collator": collator, "processing_class": processing_class}
+    return Task(make, train, test, fit, validation, others)
+
+
+def _settings(*arguments) -> dict:
+    """What must be the same for all runs of a file of results: every argument but those that span the grid."""
+    spans = {"output_dir", "methods", "memory_budgets", "seeds", "learning_rates", "dataset_name", "strategy",
+             "memory_budget", "logging_dir", "token"}  # fmt: skip
+    settings = {}
+    for part in arguments:
+        values = part.to_dict() if hasattr(part, "to_dict") else vars(part)
+        settings |= {key: value for key, value in values.items() if key not in spans}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _report(results: Results, output: Path) -> None:
+    rows = summary(results)
+    (output / "report.md").write_text(markdown(results), encoding="utf-8")
+    plot_accuracy_and_memory(rows, output / "accuracy_and_memory.png")
+    plot_differences(results, output / "differences.png")
+    table = Table("method", "budget", "accuracy", "peak", "time", "runs")
+    for row in rows:
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MIB:,.0f} MiB"
+        accuracy = f"{row['accuracy']:.2%} ± {row['std']:.2%}"
+        time = f"{row['seconds']:,.0f} s"
+        table.add_row(row["method"], str(row["budget"] or ""), accuracy, peak, time, str(row["runs"]))
+    Console(soft_wrap=True).print(table)
+    print(f"Written to {output}: results.jsonl, report.md, accuracy_and_memory.png, differences.png")

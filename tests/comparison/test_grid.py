@@ -1,0 +1,119 @@
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_trady.comparison import Grid, Results, Run, chosen_learning_rates, summary
+from hf_trady.comparison.grid import do_all
+from hf_trady.comparison.report import markdown
+from hf_trady.comparison.results import paired_tests
+
+
+GRID = Grid(["a", "b"], ["trady", "static_rgn", "full"], [0.01, 0.1], [0, 1, 2], [0.1, 0.01, 0.001])
+
+
+class Bar(list):
+    def set_description(self, text):
+        assert text
+
+
+def figures(run: Run) -> dict:
+    """Made up, but a function of the run: 0.01 is the best rate for `trady`, 0.1 for the others."""
+    best = 0.01 if run.method == "trady" else 0.1
+    accuracy = 0.5 + 0.1 * (run.learning_rate == best) + 0.05 * (run.method == "trady") + 0.01 * run.seed
+    accuracy += 0.001 * (hash((run.task, run.seed)) % 7)
+    return {"accuracy": accuracy, "loss": 1.0, "peak_bytes": 2**20, "seconds": 1.0, "train_seconds": 1.0,
+            "units": 5, "budget_units": 4 if run.budget == 0.01 else 10}  # fmt: skip
+
+
+def finished(path, grid=GRID, run_one=figures) -> Results:
+    results = Results(path, {"epochs": 1})
+    do_all(grid.tuning_runs(), results, run_one, Bar)
+    do_all(grid.test_runs(results), results, run_one, Bar)
+    return results
+
+
+def test_every_cell_is_tuned_and_tested_once(tmp_path):
+    results = finished(tmp_path / "r.jsonl")
+    cells = 2 * (2 * 2 + 1)
+    assert len([run for run in results if run.phase == "tune"]) == cells * 3
+    tests = [run for run in results if run.phase == "test"]
+    assert len(tests) == len({(r.task, r.method, r.budget, r.seed) for r in tests}) == cells * 3
+    assert all(run.learning_rate == (0.01 if run.method == "trady" else 0.1) for run in tests)
+    assert all(run.budget is None for run in tests if run.method == "full")
+
+
+def test_one_learning_rate_is_taken_as_it_is(tmp_path):
+    grid = Grid(["a"], ["trady"], [0.1], [0], [0.3])
+    results = finished(tmp_path / "r.jsonl", grid)
+    assert [run.phase for run in results] == ["test"] and set(chosen_learning_rates(grid, results).values()) == {0.3}
+
+
+@given(st.integers(0, 60), st.integers(0, 200))
+@settings(max_examples=40, deadline=None)
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(tmp_path_factory, runs, cut):
+    """Killed after some runs, in the middle of writing the next one down."""
+    folder = tmp_path_factory.mktemp("grid")
+    whole = finished(folder / "whole.jsonl")
+
+    class Killed(Exception):
+        pass
+
+    done = []
+
+    def run_one(run):
+        if len(done) == runs:
+            raise Killed
+        done.append(run)
+        return figures(run)
+
+    path = folder / "killed.jsonl"
+    try:
+        finished(path, run_one=run_one)
+    except Killed:
+        half = json.dumps({"run": {"phase": "tune"}})[:cut]
+        with path.open("a") as file:
+            file.write(half)
+    again = []
+    results = finished(path, run_one=lambda run: again.append(run) or figures(run))
+    assert not set(done) & set(again) and len(done) + len(again) == len(whole)
+    assert summary(results) == summary(whole) and markdown(results) == markdown(whole)
+    assert summary(Results(path)) == summary(whole)
+
+
+def test_a_budget_that_was_exceeded_is_marked(tmp_path):
+    results = finished(tmp_path / "r.jsonl")
+    assert {(row["method"], row["budget"]): row["over_budget"] for row in summary(results)} == {
+        ("trady", 0.01): True,
+        ("trady", 0.1): False,
+        ("static_rgn", 0.01): True,
+        ("static_rgn", 0.1): False,
+        ("full", None): False,
+    }
+    assert "0.01 (exceeded)" in markdown(results)
+
+
+def test_pairs_are_of_the_same_task_and_seed(tmp_path):
+    tests = paired_tests(finished(tmp_path / "r.jsonl"))
+    assert len(tests) == 2 * 3  # of three methods, with each budget
+    for test in tests:
+        assert test["pairs"] == 6 and test["p"] <= test["corrected"] <= 1
+        expected = 0.05 * ((test["method"] == "trady") - (test["other"] == "trady"))
+        assert test["difference"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"settings": {}}\n{"run": {"a": 1}, "figures": {}}', "nonsense"])
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "r.jsonl"
+    path.write_text(content + "\n")
+    with pytest.raises(ValueError, match="is not a file of results"):
+        Results(path, {})
+    assert path.read_text() == content + "\n" and os.listdir(tmp_path) == ["r.jsonl"]
+
+
+def test_other_settings_are_named(tmp_path):
+    finished(tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=r"made with other settings \(batch, epochs\); use them, or another"):
+        Results(tmp_path / "r.jsonl", {"epochs": 2, "batch": 1})
