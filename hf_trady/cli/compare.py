@@ -7,7 +7,7 @@ on all of it, and are evaluated on the test data.
 """
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from ..config import TraDyConfig
 from ..memory import MIB
 from ..selection import STRATEGIES
 from .config import TraDyArguments
-from .data import Data, DataArguments, load_data
+from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
 
 
@@ -53,17 +53,6 @@ class CompareArguments:
 
 
 @dataclass
-class CompareDataArguments(DataArguments):
-    """The tasks."""
-
-    dataset_name: list[str] = field(
-        metadata={
-            "help": DataArguments.__dataclass_fields__["dataset_name"].metadata["help"] + " Several: one a task."
-        }
-    )
-
-
-@dataclass
 class CompareTrainingArguments(TrainingArguments):
     """TrainingArguments of runs that write nothing."""
 
@@ -77,13 +66,13 @@ class CompareTrainingArguments(TrainingArguments):
 
 def run(arguments: list[str]) -> int:
     """Do the runs that are missing, then write and print the report; returns the exit code."""
-    classes = (ModelArguments, CompareDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
+    classes = (ModelArguments, ManyDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
     parser = HfArgumentParser(classes, prog="trady compare")
     model_args, data_args, config, args, training_args = parser.parse_args_into_dataclasses(arguments)
     _refuse_unknown(args.methods)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
-    names = data_args.dataset_name
-    grid = Grid([Path(name).stem for name in names], args.methods, budgets, args.seeds, args.learning_rates)
+    data_of = {Path(one.dataset_name).stem: one for one in data_args.each()}
+    grid = Grid(list(data_of), args.methods, budgets, args.seeds, args.learning_rates)
     output = Path(training_args.output_dir)
     results = Results(output / "results.jsonl", _settings(model_args, data_args, config, args, training_args))
     logging.set_verbosity_error()
@@ -92,8 +81,7 @@ def run(arguments: list[str]) -> int:
 
     def do(one: Run) -> dict:
         if one.task not in tasks:
-            name = names[grid.tasks.index(one.task)]
-            data = load_data(_as_data_arguments(data_args, name))
+            data = load_data(data_of[one.task])
             tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
         return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
 
@@ -118,11 +106,6 @@ def _number(text: str) -> float | int | str:
             return float(text)
         except ValueError:
             return text
-
-
-def _as_data_arguments(args: CompareDataArguments, name: str) -> DataArguments:
-    values = {f.name: getattr(args, f.name) for f in fields(DataArguments)}
-    return DataArguments(**values | {"dataset_name": name})
 
 
 def _task(args: ModelArguments, revision: str | None, data: Data, share: float) -> Task:

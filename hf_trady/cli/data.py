@@ -1,6 +1,6 @@
 """The data of a run: a Hub dataset, a local folder of images, or local CSV / JSON files of texts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
@@ -36,6 +36,18 @@ class DataArguments:
     metrics: list[str] = field(
         default_factory=list, metadata={"help": "Metrics of the evaluate library to report beside the accuracy."}
     )
+
+
+@dataclass
+class ManyDataArguments(DataArguments):
+    """What to train on: several tasks, loaded the same way."""
+
+    dataset_name: list[str] = field(metadata={"help": "One data set a task, each as 'trady train' takes it."})
+
+    def each(self) -> list[DataArguments]:
+        """The arguments of every single task."""
+        shared = {f.name: getattr(self, f.name) for f in fields(DataArguments)}
+        return [DataArguments(**shared | {"dataset_name": name}) for name in self.dataset_name]
 
 
 @dataclass

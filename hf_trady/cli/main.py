@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from ..version import __version__
-from . import compare, plan, train
+from . import compare, plan, rank, train
 
 
-VERBS = {"train": train, "plan": plan, "compare": compare}
+VERBS = {"train": train, "plan": plan, "rank": rank, "compare": compare}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from .ranking import RANKING_NAME, LayerRanking
 from .scores import SCORES_NAME, ChannelScores
 from .sparsity import SparsityReport, sparsity
 from .strategies import STRATEGIES, RandomStrategy, Strategy, make_strategy
+from .tails import tail_index
 
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "rank_layers",
     "rgn",
     "sparsity",
+    "tail_index",
 ]

@@ -14,6 +14,7 @@ from .cost import CostTable, cost_table
 from .importance import IMPORTANCE, channel_norms
 from .ranking import LayerRanking
 from .scores import ChannelScores
+from .tails import tail_index
 
 
 class GradientRecord:
@@ -21,10 +22,17 @@ class GradientRecord:
 
     Args:
         costs: The layers.
+
+    Attributes:
+        norms: Layer name -> the norm of each channel's gradient, float64 `[C]`.
+        totals: By importance, layer name -> its score.
+        tails: For each step, the mean tail index of the layers' gradients, weighted by their elements; empty unless
+            the pass was asked for it.
     """
 
     def __init__(self, costs: CostTable):
         self.costs = costs
+        self.tails: list[float] = []
         self.totals = {kind: {row.name: 0.0 for row in costs} for kind in IMPORTANCE}
         self.norms = {row.name: torch.zeros(row.channels, dtype=torch.float64) for row in costs}
 
@@ -84,6 +92,7 @@ def measure_gradients(
     compute_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     costs: CostTable | None = None,
     exclude_modules: str | Iterable[str] | None = None,
+    tails: bool = False,
     disable_tqdm: bool = False,
 ) -> GradientRecord:
     """The gradient norm of each input channel of `model`, over a few batches of a task.
@@ -103,6 +112,7 @@ def measure_gradients(
             keywords, or cross-entropy of `model(inputs)` for batches `(inputs, labels)`.
         costs: The layers to look at; by default all of `cost_table(model, first batch, exclude_modules)`.
         exclude_modules: Layers to leave out when `costs` is not given.
+        tails: Also estimate the tail index of every gradient.
         disable_tqdm: Show no progress bar.
 
     Raises:
@@ -116,15 +126,21 @@ def measure_gradients(
         costs = cost_table(model, inputs, exclude_modules)
     layers = {row.name: model.get_submodule(row.name) for row in costs}
     record = GradientRecord(costs)
+    indices: list[tuple[float, int]] = []  # tail index and elements of each gradient of a step
 
     def measure(name: str, gradient: Tensor) -> None:
         record.add(name, channel_norms(layers[name], gradient))
+        if tails and gradient.count_nonzero() >= 4:
+            indices.append((tail_index(gradient), gradient.numel()))
 
     with _gradient_run(model, layers, learning_rate, measure):
         for step in tqdm(range(num_steps), desc="Measuring gradients", disable=disable_tqdm):
             loss = compute_loss(model, first if step == 0 else next(batches))
             refuse_not_finite(loss, step, f"lower learning_rate (now {learning_rate}) or check the data")
             loss.backward()
+            if indices:
+                record.tails.append(sum(index * n for index, n in indices) / sum(n for _, n in indices))
+                indices.clear()
     record.check()
     return record
 

@@ -1,0 +1,28 @@
+"""A budget in bytes on real architectures: what was measured in every epoch is inside it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_trady.memory import PeakTracker
+
+from ..launching import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PeakTracker().method != "rss", reason="no resettable high-water mark here")
+@pytest.mark.parametrize(
+    ("network", "budget"), [("mobilenetv2", "150MiB"), ("mobilenetv2", "120MiB"), ("minilm", "300MiB")]
+)
+def test_every_epoch_stays_inside(network, budget, tmp_path):
+    script = [sys.executable, "-m", "tests.training.scripts.byte_budget", network, budget, str(tmp_path)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["peaks"]) == 3 and found["units"] > 0
+    assert max(found["peaks"]) <= found["budget"], found
+    assert not found["shrunk"] and found["verdict"].endswith("inside")
+    # A budget that is kept by using little of it would be no feat.
+    assert max(found["peaks"]) > 0.6 * found["budget"], found
