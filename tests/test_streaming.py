@@ -9,7 +9,7 @@ from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.selection import affordable
 from hf_trady.streaming import split
 
-from .selection.test_strategies import cheapest, cost, tables
+from .selection.test_drawing import cheapest, cost, tables
 from .tiny import MODELS, bert, conv_net, copy_of_state, different_keys, image_batch, inputs_of, token_batch, wrap
 
 

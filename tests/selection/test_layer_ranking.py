@@ -3,11 +3,14 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_trady import CostTable, LayerRanking
 from hf_trady.selection import RANKING_NAME, LayerCost
+
+from .test_drawing import seeds, tables
 
 
 def ranking_with(scores):
@@ -177,3 +180,16 @@ def test_another_architecture_is_refused_by_its_first_layer_that_does_not_match(
     if first.name in shapes:
         there, here = shapes[first.name], [first.channels, first.weight_per_channel]
         assert f"{there[0]} channels of {there[1]} weights there and {here[0]} of {here[1]} here" in message
+
+
+@given(tables(), st.integers(1, 500), seeds())
+@settings(max_examples=100, deadline=None)
+def test_the_layers_of_a_budget_are_the_fewest_of_which_it_is_a_fifth(table, budget, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = {row.name: float(torch.rand((), generator=generator)) for row in table}
+    ranking = LayerRanking({"rgn": scores, "lara": scores}, {})
+    top = ranking.top_by_budget(table, budget)
+    memory = [table[name].channels * table[name].space for name in ranking.layers("lara")]
+    assert top == ranking.layers("lara")[: len(top)]
+    assert sum(memory[: len(top)]) * 0.2 >= budget or len(top) == len(table)
+    assert sum(memory[: len(top) - 1]) * 0.2 < budget

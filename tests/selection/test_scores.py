@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_trady.selection import SCORES_NAME, ChannelScores, CostTable, LayerCost
 
-from .test_strategies import scores_of, tables
+from .test_drawing import scores_of, tables
 
 
 @given(tables(), st.integers(0, 100))

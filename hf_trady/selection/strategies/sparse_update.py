@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...matching import matches
 from ..cost import CostTable, LayerCost
 from .base import Strategy, register_strategy
 
@@ -16,7 +17,7 @@ class SparseUpdateStrategy(Strategy):
     """The channels with the largest weight norm, as many of each layer as a scheme says (SU, NeurIPS 2022).
 
     Attributes:
-        scheme: Layer name -> share of its input channels, in [0, 1]; other layers train none.
+        scheme: Layer name or suffix of names -> share of its input channels, in [0, 1]; other layers train none.
     """
 
     scheme: Mapping[str, float] | None = None
@@ -33,14 +34,16 @@ class SparseUpdateStrategy(Strategy):
         return torch.cat(parts)
 
     def check(self, costs: CostTable, budget: int) -> None:
-        for name in self.scheme:
-            if name not in costs:
-                raise ValueError(f"scheme names '{name}', which is not one of the layers that may be updated")
-            if costs[name].input_name != name:
-                raise ValueError(
-                    f"scheme names '{name}', which trains the same channels as '{costs[name].input_name}', as both "
-                    "have one input; name that one"
-                )
+        for key in self.scheme:
+            names = [row.name for row in costs if matches(row.name, [key])]
+            if not names:
+                raise ValueError(f"scheme names '{key}', which is not one of the layers that may be updated")
+            for name in names:
+                if costs[name].input_name != name:
+                    raise ValueError(
+                        f"scheme names '{key}', but '{name}' trains the same channels as '{costs[name].input_name}', "
+                        "as both have one input; name that one"
+                    )
         spent = sum(row.space * self._number(row) for row in costs.by_input())
         if not spent:
             raise ValueError("scheme trains no channel at all; give a larger share to a layer")
@@ -48,4 +51,4 @@ class SparseUpdateStrategy(Strategy):
             raise ValueError(f"the scheme costs {spent:,} units, more than the {budget:,} of memory_budget; raise it")
 
     def _number(self, row: LayerCost) -> int:
-        return int(row.channels * self.scheme.get(row.name, 0.0))
+        return int(row.channels * max((s for key, s in self.scheme.items() if matches(row.name, [key])), default=0.0))

@@ -7,10 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_trady import CostTable, TraDyConfig
-from hf_trady.selection import ChannelScores, LayerCost, LayerRanking, draw, make_strategy
+from hf_trady import CostTable
+from hf_trady.selection import ChannelScores, LayerCost, draw
 
-from .test_strategies import cheapest, chosen, cost, scores_of, seeds, strategy_of, tables
+from ..test_drawing import cheapest, chosen, scores_of, seeds, strategy_of, tables
 
 
 FLAT = CostTable((LayerCost("a", 5, 5, 5, 1), LayerCost("b", 5, 5, 5, 1)))
@@ -71,59 +71,3 @@ def test_an_unseen_channel_counts_like_the_largest_seen():
 def test_where_nothing_is_seen_yet_medyate_is_uniform():
     found = frequencies(strategy_of("medyate"), FLAT, 30, ChannelScores.unknown(FLAT))
     assert all(share == pytest.approx(0.3, abs=0.04) for share in found.values()) and len(found) == 10
-
-
-@given(tables(), st.integers(1, 3000), seeds(), st.none() | st.integers(1, 25))
-@settings(max_examples=200, deadline=None)
-def test_paca_trains_as_many_channels_in_every_layer(table, budget, seed, number):
-    assume(budget >= cheapest(table))
-    drawn = draw(strategy_of("paca", channels_per_layer=number), table, budget, seed, 0)
-    counts = {row.name: len(drawn[row.name]) for row in table}
-    most = max(counts.values())
-    assert all(count == min(most, table[name].channels) for name, count in counts.items())
-    if number is not None:
-        assert most == min(number, max(row.channels for row in table))
-    else:
-        assert most == 1 or cost(table, drawn) <= budget
-        larger = draw(strategy_of("paca", channels_per_layer=most + 1), table, budget, seed, 0)
-        assert cost(table, larger) > budget or chosen(larger) == chosen(drawn)
-    assert chosen(drawn) == chosen(draw(strategy_of("paca", channels_per_layer=number), table, budget, seed, 9))
-
-
-def test_a_scheme_takes_the_channels_with_the_largest_weights():
-    weights = ChannelScores({"a": torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0]), "b": torch.arange(5.0)})
-    drawn = draw(strategy_of("sparse_update", scheme={"a": 0.5, "b": 0.2}), FLAT, 100, 0, 0, weights)
-    assert {name: index.tolist() for name, index in drawn.items()} == {"a": [1, 3], "b": [4]}
-
-
-@pytest.mark.parametrize(
-    ("scheme", "message"),
-    [
-        ({"a": 0.5, "z": 0.5}, "scheme names 'z', which is not one of the layers"),
-        ({"key": 0.5}, "scheme names 'key', which trains the same channels as 'a'"),
-        ({"a": 0.1}, "trains no channel"),
-        ({"a": 1.0, "b": 1.0}, "costs 125 units, more than the 80 of memory_budget"),
-    ],
-)
-def test_a_scheme_that_does_not_fit_is_refused_by_name(scheme, message):
-    key = LayerCost("key", 5, 5, 5, 1, shares_input_with="a")
-    with pytest.raises(ValueError, match=message):
-        strategy_of("sparse_update", scheme=scheme).check(CostTable((*FLAT, key)), 80)
-
-
-def test_a_scheme_is_needed():
-    with pytest.raises(ValueError, match="needs a scheme"):
-        make_strategy(TraDyConfig(strategy="sparse_update"))
-
-
-@given(tables(), st.integers(1, 500), seeds())
-@settings(max_examples=100, deadline=None)
-def test_the_layers_of_a_budget_are_the_fewest_of_which_it_is_a_fifth(table, budget, seed):
-    generator = torch.Generator().manual_seed(seed)
-    scores = {row.name: float(torch.rand((), generator=generator)) for row in table}
-    ranking = LayerRanking({"rgn": scores, "lara": scores}, {})
-    top = ranking.top_by_budget(table, budget)
-    memory = [table[name].channels * table[name].space for name in ranking.layers("lara")]
-    assert top == ranking.layers("lara")[: len(top)]
-    assert sum(memory[: len(top)]) * 0.2 >= budget or len(top) == len(table)
-    assert sum(memory[: len(top) - 1]) * 0.2 < budget
