@@ -28,6 +28,7 @@ class CalibratedMixin:
     _sampler: ChannelSampler
     _conversion: Conversion
     _layers: dict[str, list[nn.Module]]
+    _targets: list[str]
     _batch: tuple | None = None  # example inputs and setup, while a budget in bytes is still to be fitted
     _parts: FittedBudget | None = None  # what a budget in bytes buys for random draws from all layers
 
@@ -111,10 +112,11 @@ class CalibratedMixin:
 
         Args:
             dataloader: Yields batches, at least one; started again when it ends.
-            streaming: Measure a few channels at a time, which takes the memory of a training step, and a pass over the
-                batches for each part. By default with a budget in bytes, or where the strategy goes by single
-                channels. If False, all at once, which takes the memory of full fine-tuning.
-            **kwargs: `num_steps`, `compute_loss` and `disable_tqdm` of [`measure_gradients`].
+            streaming: Measure a few channels of the targets at a time, which takes the memory of a training step, and
+                a pass over the batches for each part. By default with a budget in bytes, or where the strategy goes by
+                single channels. If False, all at once, which takes the memory of full fine-tuning.
+            **kwargs: `num_steps`, `compute_loss` and `disable_tqdm` of [`measure_gradients`]; by default 10 steps, or
+                2 in parts, which rank channels nearly as well (Spearman 0.95 to 0.99 with 6 other batches).
 
         Raises:
             ValueError: If the dataloader is empty, or the loss or a gradient is not finite; nothing is changed then.
@@ -129,12 +131,13 @@ class CalibratedMixin:
             record = measure_gradients(self.base_model, dataloader, costs=self.costs, **kwargs)
         known = {}
         if sampler.strategy.importance is not None and sampler.layer_ranking is None:
-            info = {"num_steps": kwargs.get("num_steps", 10), "model": type(self.base_model).__name__}
+            info = {"num_steps": record.num_steps, "model": type(self.base_model).__name__}
             known["layer_ranking"] = record.ranking(**info)
         if sampler.strategy.scores == "gradient":
             known["scores"] = record.scores()
-        self._update(**known)
-        if self.byte_budget is not None and self.fitted is None:
+        if known:
+            self._update(**known)
+        if self.fitted is None:
             self._fit_when_possible()
         return record
 
@@ -218,16 +221,16 @@ class CalibratedMixin:
 
     def _part_size(self) -> tuple[int, CostTable]:
         """Units of a part, biases included, and the layers that can be measured in it."""
+        pool = self.costs.subset(self._targets)
         if self.byte_budget is None:
-            return self.budget, self.costs
+            return self.budget, pool
         if self._parts is None:
             if self._batch is None:
                 raise ValueError("the budget in bytes is not fitted to a batch yet; call calibrate(batch)")
             trials = DrawTrials(self, *self._batch)
             trials.model._sampler.draw_uniformly()
             self._parts = self._fit(trials)
-        out = self._parts.left_out
-        return self._parts.units, self.costs.subset(row.name for row in self.costs if row.name not in out)
+        return self._parts.units, pool.subset(row.name for row in pool if row.name not in self._parts.left_out)
 
     @contextmanager
     def _instead(self, active: ActiveChannels):

@@ -20,7 +20,7 @@ def stream_gradients(
     units: int,
     dataloader: Iterable,
     *,
-    num_steps: int = 10,
+    num_steps: int = 2,
     compute_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     disable_tqdm: bool = False,
 ) -> GradientRecord:
@@ -69,6 +69,7 @@ def stream_gradients(
                 progress.update()
             for name in norms:
                 record.add(name, norms[name])
+            record.num_steps += 1
     finally:
         progress.close()
         model.zero_grad()

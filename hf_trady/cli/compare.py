@@ -49,7 +49,9 @@ class CompareArguments:
     validation_share: float = field(
         default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
     )
-    ranking_steps: int = field(default=4, metadata={"help": "Batches on which gradients are measured."})
+    ranking_steps: int | None = field(
+        default=None, metadata={"help": "Batches on which gradients are measured; default: 10 at once, 2 in parts."}
+    )
 
 
 @dataclass

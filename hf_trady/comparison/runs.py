@@ -66,7 +66,9 @@ class Task:
     trainer_kwargs: dict
 
 
-def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, ranking_steps: int = 10) -> dict:
+def run_one(
+    run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, ranking_steps: int | None = None
+) -> dict:
     """Train and evaluate.
 
     Args:
@@ -74,7 +76,7 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
         task: Model and data.
         args: The arguments of every run of the comparison.
         config: The other fields of the configuration of a TraDyModel.
-        ranking_steps: Batches that a ranking, or the gradients of channels, are measured on.
+        ranking_steps: Batches that a ranking, or the gradients of channels, are measured on; None: the default.
 
     Returns:
         accuracy: Of the evaluation.

@@ -24,6 +24,7 @@ class GradientRecord:
         costs: The layers.
 
     Attributes:
+        num_steps: Steps that were measured.
         norms: Layer name -> the norm of each channel's gradient, float64 `[C]`.
         totals: By importance, layer name -> its score.
         tails: For each step, the mean tail index of the layers' gradients, weighted by their elements; empty unless
@@ -32,6 +33,7 @@ class GradientRecord:
 
     def __init__(self, costs: CostTable):
         self.costs = costs
+        self.num_steps = 0
         self.tails: list[float] = []
         self.totals = {kind: {row.name: 0.0 for row in costs} for kind in IMPORTANCE}
         self.norms = {row.name: torch.zeros(row.channels, dtype=torch.float64) for row in costs}
@@ -76,10 +78,9 @@ def rank_layers(model: nn.Module, dataloader: Iterable, **kwargs) -> LayerRankin
     Raises:
         ValueError: If the dataloader is empty, or the loss or a gradient is not finite.
     """
-    return measure_gradients(model, dataloader, **kwargs).ranking(
-        num_steps=kwargs.get("num_steps", 10),
-        learning_rate=kwargs.get("learning_rate", 0.0),
-        model=type(model).__name__,
+    record = measure_gradients(model, dataloader, **kwargs)
+    return record.ranking(
+        num_steps=record.num_steps, learning_rate=kwargs.get("learning_rate", 0.0), model=type(model).__name__
     )
 
 
@@ -138,6 +139,7 @@ def measure_gradients(
             loss = compute_loss(model, first if step == 0 else next(batches))
             refuse_not_finite(loss, step, f"lower learning_rate (now {learning_rate}) or check the data")
             loss.backward()
+            record.num_steps += 1
             if indices:
                 record.tails.append(sum(index * n for index, n in indices) / sum(n for _, n in indices))
                 indices.clear()

@@ -51,9 +51,9 @@ class TraDyCallback(TrainerCallback):
         self._log(self._model.report().logs())
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._tracker.reset()  # an evaluation is no training step
         if self._every == "epoch":
             self._redraw(int(state.epoch))
-        self._tracker.reset()  # an evaluation is no training step
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch":
@@ -109,7 +109,7 @@ class TraDyCallback(TrainerCallback):
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:
             if self._model.refreshes_scores:
-                measure(self.trainer, self._model, getattr(self.trainer, "ranking_steps", 10))
+                measure(self.trainer, self._model, getattr(self.trainer, "ranking_steps", None))
             self._model.resample(number, self.trainer.optimizer)
             self._log(self._model.report().logs())
 

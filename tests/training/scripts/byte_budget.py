@@ -12,6 +12,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
+from hf_trady.memory import PeakTracker
 from tests.tiny import Rows
 
 
@@ -44,12 +45,16 @@ def main(network: str, budget: str, directory: Path) -> None:
         train_dataset=data,
         ranking_steps=1,
     )
+    tracker = PeakTracker()
+    trainer.prepare_model()
+    measuring = tracker.peak
     trainer.train()
     callback = next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "verdict"))
     model = trainer.model
     print(
         json.dumps(
             {
+                "measuring": measuring,
                 "peaks": list(callback.peaks.values()),
                 "budget": model.byte_budget,
                 "predicted": model.fitted.predicted_peak,
