@@ -1,13 +1,15 @@
-"""How well estimates that need no weight gradient rank the channels of a network.
+"""How well estimates that form no weight gradient rank the channels of a network.
 
     python benchmarks/channel_bounds.py data/
 
 The gradient of input channel c of a layer is the sum over positions (tokens, pixels) of x_c times dL/dy. Two estimates
-of its norm take a number or two a channel in ordinary steps, where the gradient itself takes x:
+of its norm take a number or two a channel in ordinary steps, where the gradient itself takes x, and one takes a few
+numbers a position and a second forward:
 
 - bound: the norm of x_c times the norm of dL/dy, which the norm of the gradient can't exceed;
 - moments: x_c and dL/dy as if independent over positions. The square of the gradient's norm is then that of the mean
-  of x_c times the sum of dL/dy, and the variance of x_c times the sum of squares of what dL/dy has around its mean.
+  of x_c times the sum of dL/dy, and the variance of x_c times the sum of squares of what dL/dy has around its mean;
+- projected: what `TraDyModel.measure(how="projected")` gives, with a budget of 5 % of the units.
 
 Measured on the tasks that strategy_tasks.py prepares in the directory: Spearman's rank correlation with the true norm,
 within layers (mean) and over all channels, there per unit of memory, which is what strategies compare; and, for what
@@ -37,7 +39,7 @@ from hf_trady.targets import find_heads, find_layers
 RESULTS = Path(__file__).parent / "results" / "channel_bounds.json"
 
 
-ESTIMATES = ("bound", "moments", "other batches")
+ESTIMATES = ("bound", "moments", "projected", "other batches")
 
 
 class Estimates:

@@ -12,10 +12,14 @@ from .config import TraDyConfig
 from .conversion import Conversion
 from .layers import ActiveChannels, read_channels
 from .memory import FittedBudget, StepSetup, fit_bytes
+from .projection import project_gradients
 from .sampler import ChannelSampler
 from .selection import ChannelScores, CostTable, GradientRecord, LayerRanking, cost_table, measure_gradients
-from .streaming import stream_gradients
+from .streaming import activation_units, split, stream_gradients
 from .trial import DrawTrials
+
+
+MEASURES = ("projected", "in_parts", "at_once")
 
 
 class CalibratedMixin:
@@ -104,7 +108,7 @@ class CalibratedMixin:
         if fit:
             self._fit_when_possible()
 
-    def measure(self, dataloader: Iterable, *, streaming: bool | None = None, **kwargs) -> GradientRecord:
+    def measure(self, dataloader: Iterable, *, how: str | None = None, **kwargs) -> GradientRecord:
         """Measure the gradient of every channel, and draw by the ranking and the scores that follow from then on.
 
         A ranking that is there already is kept. Make the optimizer afterwards, unless it is the scores of
@@ -112,27 +116,30 @@ class CalibratedMixin:
 
         Args:
             dataloader: Yields batches, at least one; started again when it ends.
-            streaming: Measure a few channels of the targets at a time, which takes the memory of a training step, and
-                a pass over the batches for each part. By default with a budget in bytes, or where the strategy goes by
-                single channels. If False, all at once, which takes the memory of full fine-tuning.
-            **kwargs: `num_steps`, `compute_loss` and `disable_tqdm` of [`measure_gradients`]; by default 10 steps, or
-                2 in parts, which rank channels nearly as well (Spearman 0.95 to 0.99 with 6 other batches).
+            how: `"projected"` estimates the norms from random projections of the gradients of the layers' outputs,
+                inside the memory of a training step, in two forwards and a backward for a group of layers that fits.
+                `"in_parts"` measures them exactly, a few channels at a time, also inside that memory, in a forward and
+                a backward for every part. `"at_once"` does so in one forward and backward, which takes the memory of
+                full fine-tuning. Default: projected with a budget in bytes, or where the strategy goes by single
+                channels, and else at once. Only the last looks at layers that are no targets.
+            **kwargs: `num_steps` (10), `compute_loss` and `disable_tqdm` of [`measure_gradients`].
 
         Raises:
             ValueError: If the dataloader is empty, or the loss or a gradient is not finite; nothing is changed then.
         """
         sampler = self._sampler
         sampler.refuse_uncalibrated()
-        if streaming is None:
-            streaming = self.byte_budget is not None or sampler.strategy.scores == "gradient"
-        if streaming:
-            record = self._stream(dataloader, kwargs)
-        else:
+        if how is None:
+            how = "projected" if self.byte_budget is not None or sampler.strategy.scores == "gradient" else "at_once"
+        if how not in MEASURES:
+            raise ValueError(f"how={how!r} is not allowed; it must be one of {', '.join(map(repr, MEASURES))}")
+        if how == "at_once":
             record = measure_gradients(self.base_model, dataloader, costs=self.costs, **kwargs)
+        else:
+            record = self._measure_inside(dataloader, how, kwargs)
         known = {}
         if sampler.strategy.importance is not None and sampler.layer_ranking is None:
-            info = {"num_steps": record.num_steps, "model": type(self.base_model).__name__}
-            known["layer_ranking"] = record.ranking(**info)
+            known["layer_ranking"] = record.ranking(num_steps=record.num_steps, model=type(self.base_model).__name__)
         if sampler.strategy.scores == "gradient":
             known["scores"] = record.scores()
         if known:
@@ -211,13 +218,20 @@ class CalibratedMixin:
         setup = self._batch[1]
         return fit_bytes(trials, int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0))))
 
-    def _stream(self, dataloader: Iterable, kwargs: dict) -> GradientRecord:
-        """Measure in parts that are as large as a random draw may be."""
+    def _measure_inside(self, dataloader: Iterable, how: str, kwargs: dict) -> GradientRecord:
+        """Measure in the memory of a random draw."""
         units, pool = self._part_size()
         active = self._make_active(pool, units)
         units -= self._sampler.bias_units
+        if how == "projected":
+            if self.byte_budget is not None:  # bytes are mostly those of activations: no more of them than in a draw
+                drawn = split(pool, units)[0]
+                kwargs = kwargs | {"most_activation": activation_units(pool, drawn)}
+            measure = project_gradients
+        else:
+            measure = stream_gradients
         with self._instead(active):
-            return stream_gradients(self, active, self.costs, pool, units, dataloader, **kwargs)
+            return measure(self, active, self.costs, pool, units, dataloader, **kwargs)
 
     def _part_size(self) -> tuple[int, CostTable]:
         """Units of a part, biases included, and the layers that can be measured in it."""

@@ -1,6 +1,6 @@
 """Measures the gradient of every channel inside the memory of a training step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .layers import ActiveChannels
+from .passes import nothing_moves, same_randomness
 from .selection import CostTable, GradientRecord
 from .selection.measuring import batches_of, default_loss, refuse_not_finite
 
@@ -20,7 +21,7 @@ def stream_gradients(
     units: int,
     dataloader: Iterable,
     *,
-    num_steps: int = 2,
+    num_steps: int = 10,
     compute_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     disable_tqdm: bool = False,
 ) -> GradientRecord:
@@ -47,18 +48,15 @@ def stream_gradients(
     compute_loss = compute_loss or default_loss
     record, parts = GradientRecord(costs), split(pool, units)
     batches = batches_of(dataloader)
-    selection = active.selection
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}  # batch-norms may move their statistics
     progress = tqdm(total=num_steps * len(parts), desc="Measuring gradients", disable=disable_tqdm)
-    try:
+    with nothing_moves(model, active), progress:
         for step in range(num_steps):
             batch = next(batches)
             norms = {row.name: torch.zeros(row.channels) for row in costs}
             for part in parts:
                 active.assign(part)
                 # All are parts of one gradient: every dropout is the same in them.
-                with torch.random.fork_rng(devices, enabled=part is not parts[-1]), active.unmarked():
+                with same_randomness(model, last=part is parts[-1]):
                     loss = compute_loss(model, batch)
                     refuse_not_finite(loss, step, "check the data")
                     loss.backward()
@@ -70,13 +68,6 @@ def stream_gradients(
             for name in norms:
                 record.add(name, norms[name])
             record.num_steps += 1
-    finally:
-        progress.close()
-        model.zero_grad()
-        active.assign(selection)
-        with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
     record.check()
     return record
 
@@ -105,6 +96,12 @@ def split(costs: CostTable, units: int, seed: int = 0) -> list[dict[str, Tensor]
     return [
         _selection(costs, inputs, rows[torch.tensor(part)], channels[torch.tensor(part)]) for part in parts if part
     ]
+
+
+def activation_units(costs: CostTable, selection: Mapping[str, Tensor]) -> int:
+    """Elements of inputs that the channels of `selection` keep for one sample, shared ones once."""
+    kept = {costs[name].input_name: (costs[name], index) for name, index in selection.items()}
+    return sum(row.activation_per_channel * len(index) for row, index in kept.values())
 
 
 def _selection(costs: CostTable, inputs: CostTable, rows: Tensor, channels: Tensor) -> dict[str, Tensor]:

@@ -16,9 +16,9 @@ from .tiny import MODELS, bert, conv_net, copy_of_state, different_keys, image_b
 every_model = pytest.mark.parametrize("make, batch", MODELS.values(), ids=MODELS)
 
 
-def measured(model, batches, streaming, **kwargs):
+def measured(model, batches, how, **kwargs):
     torch.manual_seed(3)  # dropout
-    return model.measure(batches, streaming=streaming, disable_tqdm=True, **kwargs)
+    return model.measure(batches, how=how, disable_tqdm=True, **kwargs)
 
 
 @given(tables(), st.integers(1, 3000))
@@ -37,7 +37,7 @@ def test_every_channel_is_in_one_part_and_no_part_exceeds_the_units(table, units
 @pytest.mark.parametrize("budget", [0.1, 0.5])
 def test_in_parts_or_at_once_the_norms_are_the_same(make, batch, budget):
     model = wrap(make(), inputs_of(batch), budget)
-    parts, whole = (measured(model, [batch], streaming, num_steps=2) for streaming in (True, False))
+    parts, whole = (measured(model, [batch], how, num_steps=2) for how in ("in_parts", "at_once"))
     for name, norms in whole.norms.items():
         if name in affordable(model.costs, model.budget):
             assert torch.allclose(parts.norms[name], norms, rtol=1e-4, atol=1e-6 * float(norms.max()))
@@ -50,19 +50,20 @@ def test_in_parts_or_at_once_the_norms_are_the_same(make, batch, budget):
 def test_with_dropout_all_parts_are_parts_of_one_gradient():
     batch = token_batch()
     model = wrap(bert(dropout=0.3).train(), inputs_of(batch), 0.2)
-    parts, whole = (measured(model, [batch], streaming, num_steps=1) for streaming in (True, False))
+    parts, whole = (measured(model, [batch], how, num_steps=1) for how in ("in_parts", "at_once"))
     for name, norms in whole.norms.items():
         assert torch.allclose(parts.norms[name], norms, rtol=1e-4, atol=1e-6 * float(norms.max()))
 
 
 @every_model
 @pytest.mark.parametrize("norm_mode", ["frozen", "train"])
-def test_measuring_moves_nothing(make, batch, norm_mode):
+@pytest.mark.parametrize("how", ["in_parts", "projected"])
+def test_measuring_moves_nothing(make, batch, norm_mode, how):
     model = wrap(make().train(), inputs_of(batch), 0.2, norm_mode=norm_mode)
     model.resample(3)
     state, selection, touched = copy_of_state(model), model.active_channels(), dict(model.touched)
     values = [parameter.detach().clone() for parameter in model.active.flat]
-    measured(model, [batch], True, num_steps=2)
+    measured(model, [batch], how, num_steps=2)
     assert different_keys(state, model.state_dict()) == []
     assert model.touched.keys() == touched.keys()
     assert all(torch.equal(model.active_channels()[name], index) for name, index in selection.items())
@@ -82,7 +83,7 @@ def test_strategies_that_go_by_gradients_wait_for_them(strategy):
 
 def test_greedy_channels_are_those_with_the_largest_gradient_per_unit():
     model = wrap(conv_net(), image_batch()[0], 0.3, strategy="static_rgn")
-    record = model.measure([image_batch()], num_steps=1, disable_tqdm=True)
+    record = model.measure([image_batch()], how="in_parts", num_steps=1, disable_tqdm=True)
     drawn = model.active_channels()
     ratio = {row.name: record.norms[row.name] / row.space for row in model.pool}
     inside = [ratio[name][index] for name, index in drawn.items()]
@@ -96,10 +97,10 @@ def test_a_budget_in_bytes_is_measured_in_parts_and_fitted_after_that(kind):
     config = TraDyConfig("0.3MiB", kind, modules_to_save=["classifier"])
     model = TraDyModel(conv_net(), config, batch[0])
     assert not model.is_ready
-    record = model.measure([batch], num_steps=1, disable_tqdm=True)
+    record = model.measure([batch], how="in_parts", num_steps=1, disable_tqdm=True)
     assert model.is_ready and model.fitted.predicted_peak <= model.byte_budget
     whole = measured(TraDyModel(conv_net(), TraDyConfig(1.0, "dynamic_full_random", modules_to_save=["classifier"]),
-                                batch[0]), [batch], False, num_steps=1)  # fmt: skip
+                                batch[0]), [batch], "at_once", num_steps=1)  # fmt: skip
     for name, norms in record.norms.items():
         looked_at = norms > 0
         assert torch.allclose(norms[looked_at], whole.norms[name][looked_at], rtol=1e-3)
@@ -114,3 +115,9 @@ def test_an_empty_dataloader_and_a_loss_that_is_not_finite_are_refused_and_chang
     with pytest.raises(ValueError, match="the loss is nan at step 1; check the data"):
         model.measure([(images * float("nan"), labels)], disable_tqdm=True)
     assert not model.is_ready and different_keys(state, model.state_dict()) == []
+
+
+def test_an_unknown_way_to_measure_is_refused():
+    model = wrap(conv_net(), image_batch()[0], 0.2)
+    with pytest.raises(ValueError, match="how='streaming' is not allowed; it must be one of 'projected', 'in_parts'"):
+        model.measure([image_batch()], how="streaming")

@@ -50,7 +50,7 @@ class CompareArguments:
         default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
     )
     ranking_steps: int | None = field(
-        default=None, metadata={"help": "Batches on which gradients are measured; default: 10 at once, 2 in parts."}
+        default=None, metadata={"help": "Batches on which gradients are measured; default: 10."}
     )
 
 

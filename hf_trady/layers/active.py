@@ -50,7 +50,7 @@ class ActiveChannels(nn.Module):
         )
         self.selection: dict[str, Tensor] = {}
         self.touched = touched
-        self._marked = False
+        self._marked, self._marks = False, True
 
     def assign(
         self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False
@@ -107,7 +107,7 @@ class ActiveChannels(nn.Module):
         self.write_back()
         if not torch.is_grad_enabled():
             return
-        if not self._marked:
+        if self._marks and not self._marked:
             self._mark_touched()
         for names, parameter in zip(self.groups, self.flat, strict=True):
             for name, part in self._split(names, parameter, self.selection):
@@ -127,12 +127,12 @@ class ActiveChannels(nn.Module):
 
     @contextmanager
     def unmarked(self) -> Iterator[None]:
-        """Don't count the channels that are active in the block as touched: nothing is updated in it."""
-        marked, self._marked = self._marked, True
+        """Don't count channels that are active in the block as touched: nothing is updated in it."""
+        self._marks = False
         try:
             yield
         finally:
-            self._marked = marked
+            self._marks = True
 
     def _share_slices(self) -> None:
         for names in self.shared_inputs:

@@ -1,6 +1,6 @@
 """What every sparse-backward layer is: an ordinary layer that can train a few of its input channels."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -8,6 +8,10 @@ from torch import Tensor
 from ..standin import StandIn
 from .epilogue import Epilogue
 from .shared import SharedSlice, take_slice
+
+
+if TYPE_CHECKING:
+    from .probe import Probe, ProbedCall
 
 
 class SparseLayer(StandIn):
@@ -25,9 +29,10 @@ class SparseLayer(StandIn):
             gradient, equal to the slice of `weight`. None before the first training forward.
         shared_slice: Takes the slice of the input for this layer and others; None where this one takes its own.
         epilogue: What follows this layer and is done together with it; None: nothing.
+        probe: Looks at the gradients of the outputs; None: nothing does.
     """
 
-    own_attributes = ("active_index", "active_view", "shared_slice", "epilogue")
+    own_attributes = ("active_index", "active_view", "shared_slice", "epilogue", "probe")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
     shares_input: ClassVar[bool] = False
@@ -35,6 +40,7 @@ class SparseLayer(StandIn):
     active_view: Tensor | None = None
     shared_slice: SharedSlice | None = None
     epilogue: Epilogue | None = None
+    probe: "Probe | None" = None
 
     def num_channels(self) -> int:
         """Number of input channels (features)."""
@@ -54,6 +60,9 @@ class SparseLayer(StandIn):
 
     def _ready_epilogue(self) -> Epilogue | None:
         return self.epilogue if self.epilogue is not None and self.epilogue.is_ready() else None
+
+    def _probed_call(self) -> "ProbedCall | None":
+        return None if self.probe is None else self.probe.begin()
 
     def _cast(self, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         """`tensors` as autocast would hand them to the plain operation."""

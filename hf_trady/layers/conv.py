@@ -26,7 +26,7 @@ class _ConvFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, active, index, scale, mean, conv, gate):
+    def forward(ctx, x, weight, bias, shift, active, index, scale, mean, conv, gate, probed):
         keep = any(ctx.needs_input_grad)
         offset = bias
         if scale is not None:
@@ -35,7 +35,8 @@ class _ConvFunction(torch.autograd.Function):
         output = conv.output(x, _folded(weight, scale, x.dtype), None if offset is None else offset.to(x.dtype))
         bits = None if gate is None else gate.apply_(output, keep)
         if keep:
-            ctx.conv, ctx.gate, ctx.x_shape, ctx.output_format = conv, gate, x.shape, memory_format(output)
+            ctx.conv, ctx.gate, ctx.probed, ctx.x_shape = conv, gate, probed, x.shape
+            ctx.output_format = memory_format(output)
             ctx.save_for_backward(None if active is None else take_channels(x, index), weight, index, scale, bits)
         return output
 
@@ -56,6 +57,8 @@ class _ConvFunction(torch.autograd.Function):
             grad = grad_output[part]
             if bits is not None:
                 grad = ctx.gate.grad(grad, bits if len(parts) == 1 else bits[part])
+            if ctx.probed is not None:
+                ctx.probed.take(grad, part, len(grad_output), scale)
             if needs_x and len(parts) > 1:
                 conv.grad_x(grad, ctx.x_shape, folded, out=grad_x[part])
             elif needs_x:
@@ -71,7 +74,7 @@ class _ConvFunction(torch.autograd.Function):
             if needs_active:
                 factor = scale if conv.groups == 1 else scale[conv.outputs_of(index, weight.shape)]
                 grad_active = grad_active * factor[..., None, None].to(grad_active.dtype)
-        return grad_x, None, grad_bias, grad_sum if needs_shift else None, grad_active, *[None] * 5
+        return grad_x, None, grad_bias, grad_sum if needs_shift else None, grad_active, *[None] * 6
 
 
 def _folded(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -118,7 +121,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             gate, shift, (scale, mean) = epilogue.gate, epilogue.shift, epilogue.scale_and_mean()
         conv = Convolution(self.stride, tuple(self._pads(x)), self.dilation, self.groups)
         output = _ConvFunction.apply(
-            x, self.weight, self.bias, shift, active, self.active_index, scale, mean, conv, gate
+            x, self.weight, self.bias, shift, active, self.active_index, scale, mean, conv, gate, self._probed_call()
         )
         output = output if is_batched else output.squeeze(0)
         if epilogue is not None:

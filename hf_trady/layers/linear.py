@@ -23,10 +23,10 @@ class _LinearFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, active, x_active, gate):
+    def forward(ctx, x, weight, bias, active, x_active, gate, probed):
         output = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         codes = None if gate is None else gate.apply_(output.view(-1, output.shape[-1]), True)
-        ctx.gate, ctx.x_shape = gate, x.shape
+        ctx.gate, ctx.x_shape, ctx.probed = gate, x.shape, probed
         ctx.save_for_backward(x_active, weight, codes)
         return output
 
@@ -45,6 +45,8 @@ class _LinearFunction(torch.autograd.Function):
             grad = flat[part]
             if codes is not None:
                 grad = ctx.gate.grad(grad.contiguous(), codes[part] if len(codes) == len(flat) else codes)
+            if ctx.probed is not None:
+                ctx.probed.take(grad, part, len(flat))
             if needs_x:
                 torch.mm(grad, weight, out=grad_x[part])
             if needs_bias:
@@ -52,7 +54,7 @@ class _LinearFunction(torch.autograd.Function):
             if needs_active:
                 grad_active.addmm_(x_active[part].t(), grad)
             del grad  # before the next one exists
-        return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, None, None
+        return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, None, None, None
 
 
 class _SparseFullyConnected(SparseLayer):
@@ -70,7 +72,9 @@ class _SparseFullyConnected(SparseLayer):
         x_cast, active = self._cast(x, self.active_view)
         x_active = None if active is None else self._keep(x, -1, x_cast.dtype)
         gate = None if epilogue is None else epilogue.gate
-        output = _LinearFunction.apply(x_cast, self._as_linear(self.weight), self.bias, active, x_active, gate)
+        output = _LinearFunction.apply(
+            x_cast, self._as_linear(self.weight), self.bias, active, x_active, gate, self._probed_call()
+        )
         if epilogue is not None:
             epilogue.hand_over(output)
         return output

@@ -53,6 +53,11 @@ class LayerCost:
         return self.weight_per_channel + self.activation_per_channel
 
     @property
+    def positions(self) -> int:
+        """Positions (pixels, tokens) of the output for one sample, summed over the calls of the layer."""
+        return -(-self.macs_per_channel // self.weight_per_channel) if self.weight_per_channel else 0
+
+    @property
     def input_name(self) -> str:
         """The same for layers that share their input: the name of the first of them."""
         return self.shares_input_with or self.name
