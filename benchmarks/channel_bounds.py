@@ -95,9 +95,15 @@ def measure(model_args: ModelArguments, data_args: DataArguments, num_steps: int
     true = measure_gradients(model, batches[:num_steps], num_steps=num_steps, costs=costs, disable_tqdm=True).norms
     estimates.remove()
     other = measure_gradients(model, batches[num_steps:], num_steps=num_steps, costs=costs, disable_tqdm=True).norms
-    return {
-        kind: _agreement(costs, norms, true) for kind, norms in (estimates.sums | {"other batches": other}).items()
-    }
+    found = {kind: _agreement(costs, norms, true) for kind, norms in estimates.sums.items()}
+    found["other batches"] = _agreement(costs, other, true)
+    config = TraDyConfig(memory_budget=0.05, strategy="dynamic_full_random")
+    wrapped = TraDyModel(model, config, {name: value for name, value in batch.items() if name != "labels"})
+    projected, true = (
+        wrapped.measure(batches[:num_steps], how=how, num_steps=num_steps, disable_tqdm=True).norms
+        for how in ("projected", "at_once")
+    )
+    return found | {"projected": _agreement(wrapped.costs, projected, true)}
 
 
 def _agreement(costs: CostTable, norms: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]:

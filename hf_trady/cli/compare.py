@@ -49,9 +49,7 @@ class CompareArguments:
     validation_share: float = field(
         default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
     )
-    ranking_steps: int | None = field(
-        default=None, metadata={"help": "Batches on which gradients are measured; default: 10."}
-    )
+    ranking_steps: int = field(default=10, metadata={"help": "Batches on which gradients are measured."})
 
 
 @dataclass

@@ -66,9 +66,7 @@ class Task:
     trainer_kwargs: dict
 
 
-def run_one(
-    run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, ranking_steps: int | None = None
-) -> dict:
+def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, ranking_steps: int = 10) -> dict:
     """Train and evaluate.
 
     Args:
@@ -76,7 +74,7 @@ def run_one(
         task: Model and data.
         args: The arguments of every run of the comparison.
         config: The other fields of the configuration of a TraDyModel.
-        ranking_steps: Batches that a ranking, or the gradients of channels, are measured on; None: the default.
+        ranking_steps: Batches that a ranking, or the gradients of channels, are measured on.
 
     Returns:
         accuracy: Of the evaluation.

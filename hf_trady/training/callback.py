@@ -109,7 +109,7 @@ class TraDyCallback(TrainerCallback):
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:
             if self._model.refreshes_scores:
-                measure(self.trainer, self._model, getattr(self.trainer, "ranking_steps", None))
+                measure(self.trainer, self._model, getattr(self.trainer, "ranking_steps", 10))
             self._model.resample(number, self.trainer.optimizer)
             self._log(self._model.report().logs())
 

@@ -12,14 +12,14 @@ from transformers import Trainer, set_seed
 from ..model import TraDyModel
 
 
-def measure(trainer: Trainer, model: TraDyModel, num_steps: int | None = None) -> None:
+def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
     """Measure the gradients of the channels of `model`, the same whenever it is done: batches and dropout follow from
     the Trainer's seed and the number of the last draw. The random states are left as they were.
 
     Args:
         trainer: Gives the batches and the loss.
         model: What it trains, unwrapped.
-        num_steps: Batches; None: as many as [`TraDyModel.measure`] takes.
+        num_steps: Batches.
     """
 
     def compute_loss(_: nn.Module, batch) -> Tensor:
@@ -32,9 +32,9 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int | None = None) -
         model.train()
         model.measure(
             trainer.get_train_dataloader(),
+            num_steps=num_steps,
             compute_loss=compute_loss,
             disable_tqdm=trainer.args.disable_tqdm or not trainer.is_local_process_zero(),
-            **({} if num_steps is None else {"num_steps": num_steps}),
         )
     model.train(training)
     ranking, scores, fitted = agree((model.layer_ranking, model.channel_scores, model.fitted))

@@ -39,8 +39,7 @@ class TraDyTrainer(Trainer):
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
 
     Args:
-        ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on; see
-            [`TraDyModel.measure`].
+        ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on.
         **kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
@@ -52,7 +51,7 @@ class TraDyTrainer(Trainer):
         model: TraDyModel | None = None,
         args: TrainingArguments | None = None,
         *rest,
-        ranking_steps: int | None = None,
+        ranking_steps: int = 10,
         **kwargs,
     ):
         if not isinstance(model, TraDyModel):
