@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
+from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.data import DataArguments, load_data
 from hf_trady.cli.models import ModelArguments, load_datasets, make_model
 from hf_trady.selection import CostTable, cost_table, measure_gradients
