@@ -20,7 +20,7 @@ from hf_trady.cli.models import ModelArguments
 RESULTS = Path(__file__).resolve().parent / "results" / "strategies"
 METHODS = (
     "full", "head_only", "bias_only", "lora", "trady", "informed", "static_rgn", "dynamic_full_random",
-    "static_full_random", "static_topk_random", "medyate", "paca",
+    "static_full_random", "static_topk_random", "dynamic_rgn", "medyate", "paca", "velocity",
 )  # fmt: skip
 BUDGETS = (0.01, 0.05, 0.2)
 

@@ -17,6 +17,7 @@ from .sampler import ChannelSampler
 from .selection import ChannelScores, CostTable, GradientRecord, LayerRanking, cost_table, measure_gradients
 from .streaming import activation_units, split, stream_gradients
 from .trial import DrawTrials
+from .velocity import NeuronVelocities
 
 
 MEASURES = ("projected", "in_parts", "at_once")
@@ -34,6 +35,7 @@ class CalibratedMixin:
     _layers: dict[str, list[nn.Module]]
     _targets: list[str]
     _batch: tuple | None = None  # example inputs and setup, while a budget in bytes is still to be fitted
+    _velocities: NeuronVelocities | None = None
     _parts: FittedBudget | None = None  # what a budget in bytes buys for random draws from all layers
 
     @property
@@ -87,6 +89,11 @@ class CalibratedMixin:
         """Whether the strategy wants `measure` called anew before every draw."""
         return self._sampler.strategy.refresh
 
+    @property
+    def measures_held_out(self) -> bool:
+        """Whether `measure` is to be given the same held-out batches every time."""
+        return self._sampler.strategy.scores == "velocity"
+
     def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
         """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
 
@@ -100,7 +107,7 @@ class CalibratedMixin:
             ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
                 the smallest that works.
         """
-        costs = cost_table(self.base_model, example_inputs).subset(self._layers)
+        costs = self._cost_table(self.base_model, example_inputs)
         self._update(costs=costs, scores=self.channel_scores or self._first_scores(costs))
         self._conversion.join(example_inputs)
         self._batch = (example_inputs, setup) if self.byte_budget is not None else None
@@ -108,11 +115,12 @@ class CalibratedMixin:
         if fit:
             self._fit_when_possible()
 
-    def measure(self, dataloader: Iterable, *, how: str | None = None, **kwargs) -> GradientRecord:
+    def measure(self, dataloader: Iterable, *, how: str | None = None, **kwargs) -> GradientRecord | None:
         """Measure the gradient of every channel, and draw by the ranking and the scores that follow from then on.
 
         A ranking that is there already is kept. Make the optimizer afterwards, unless it is the scores of
-        `dynamic_rgn` that are measured anew.
+        `dynamic_rgn` that are measured anew. For `velocity`, `num_steps` (1) batches go forward, which must be the
+        same every time; nothing is returned.
 
         Args:
             dataloader: Yields batches, at least one; started again when it ends.
@@ -129,6 +137,8 @@ class CalibratedMixin:
         """
         sampler = self._sampler
         sampler.refuse_uncalibrated()
+        if sampler.strategy.scores == "velocity":
+            return self._measure_velocities(dataloader, kwargs)
         if how is None:
             how = "projected" if self.byte_budget is not None or sampler.strategy.scores == "gradient" else "at_once"
         if how not in MEASURES:
@@ -195,6 +205,12 @@ class CalibratedMixin:
             self._replace_active(self._sampler.pool, self._sampler.budget)
         self.active.assign(self._sampler.draw(self.epoch))
 
+    def _cost_table(self, model: nn.Module, example_inputs: Any) -> CostTable:
+        costs = cost_table(model, example_inputs).subset(self._layers)
+        if not self._sampler.strategy.by_output:
+            return costs
+        return costs.by_output({name: modules[0] for name, modules in self._layers.items()})
+
     def _first_scores(self, costs: CostTable) -> ChannelScores | None:
         """What the strategy can know of channels without a gradient."""
         kind = self._sampler.strategy.scores
@@ -217,6 +233,15 @@ class CalibratedMixin:
     def _fit(self, trials: DrawTrials) -> FittedBudget:
         setup = self._batch[1]
         return fit_bytes(trials, int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0))))
+
+    def _measure_velocities(self, dataloader: Iterable, kwargs: dict) -> None:
+        """Go on with the velocities by an epoch; `dataloader` must give the same batches every time."""
+        if self._velocities is None:
+            self._velocities = NeuronVelocities({row.name: self._layers[row.name][0] for row in self.costs})
+        num_steps, compute_loss = kwargs.get("num_steps", 1), kwargs.get("compute_loss")
+        self._update(scores=self._velocities.update(self, dataloader, num_steps, compute_loss))
+        if self.fitted is None:
+            self._fit_when_possible()
 
     def _measure_inside(self, dataloader: Iterable, how: str, kwargs: dict) -> GradientRecord:
         """Measure in the memory of a random draw."""

@@ -22,7 +22,7 @@ from .saving import (
     restore_state,
     touch_changed,
 )
-from .selection import LayerRanking, SparsityReport, cost_table
+from .selection import LayerRanking, SparsityReport
 from .targets import find_biases, find_heads, find_layers, select_targets
 
 
@@ -73,7 +73,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         bias_units = sum(bias.numel() for bias in self._biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if example_inputs is not None:
-            costs = cost_table(base_model, example_inputs).subset(self._layers)
+            costs = self._cost_table(base_model, example_inputs)
             self._sampler.costs, self._sampler.scores = costs, self._first_scores(costs)
         self._sampler.check()
         self.active: ActiveChannels | None = None
@@ -88,6 +88,8 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._conversion = Conversion(
             base_model, self._heads, self._sparse_modules(), config.lean_backward, frozen_norms
         )
+        for module in self._sparse_modules():
+            module.by_output = self._sampler.strategy.by_output
         if example_inputs is not None:
             self._conversion.join(example_inputs)
         self._hooks = [

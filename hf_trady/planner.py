@@ -19,7 +19,6 @@ from .fake import fake_copy, fake_mode
 from .files import write_text
 from .memory import KINDS, MIB, FittedBudget, StepMemory, StepSetup, fit_bytes, parse_budget
 from .model import TraDyModel
-from .selection import cost_table
 from .selection.cost import find_samples
 from .trial import DrawTrials
 
@@ -239,15 +238,13 @@ def _trials(
     if isinstance(model, TraDyModel):
         if config is not None and config != model.trady_config:
             raise ValueError("a TraDyModel has its own config; leave config out, or pass the plain model")
-        costs = model.costs or cost_table(model.base_model, example_inputs)
-        trady = fake_copy(model, mode)
+        trady, plain = fake_copy(model, mode), model.base_model
     else:
         if config is None:
             raise ValueError("plan needs a config for a plain model")
-        costs = cost_table(model, example_inputs)
-        trady = TraDyModel(fake_copy(model, mode), config)
+        trady, plain = TraDyModel(fake_copy(model, mode), config), model
     sampler = trady._sampler
-    sampler.costs = costs.subset(trady._layers)
+    sampler.costs = sampler.costs or trady._cost_table(plain, example_inputs)
     notes = tuple(sampler.draw_blindly())
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes

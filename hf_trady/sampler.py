@@ -135,9 +135,9 @@ class ChannelSampler:
         if self.strategy.scores == "weight" and self.scores is None:
             self.scores = ChannelScores({row.name: torch.ones(row.channels) for row in self.costs})
         elif self.strategy.scores is not None and self.scores is None:
-            if self.strategy.scores == "gradient":
-                notes.append(f"No gradients of channels are known yet: planned as if '{name}' drew at random.")
-            self.strategy = RandomStrategy(dynamic=self.strategy.dynamic, importance=self.strategy.importance)
+            if self.strategy.scores in ("gradient", "velocity"):
+                notes.append(f"Nothing is known of single channels yet: planned as if '{name}' drew at random.")
+            self.strategy = RandomStrategy(self.strategy.dynamic, self.strategy.importance)
         return notes
 
     def draw_uniformly(self) -> None:
@@ -164,7 +164,7 @@ class ChannelSampler:
         if self.bias_units >= max(self.budget, 1):
             raise ValueError(
                 f"memory_budget of {self.budget:,} units does not even hold the {self.bias_units:,} biases of "
-                "train_bias=True; raise it or leave the biases frozen"
+                f"train_bias={self.config.train_bias}; raise it or leave the biases frozen"
             )
         if self.has_pool:
             check_budget(self.pool, self.budget - self.bias_units)

@@ -1,6 +1,6 @@
 from .active import ActiveChannels, mark
 from .base import SparseLayer
-from .channels import channel_shape, num_channels, read_channels, write_channels
+from .channels import by_channel, channel_shape, num_channels, read_channels, trains_outputs, write_channels
 from .conv import SparseConv2d, SparseConv2dSame
 from .linear import SparseConv1D, SparseLinear
 from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
@@ -16,6 +16,7 @@ __all__ = [
     "SparseConv2dSame",
     "SparseLayer",
     "SparseLinear",
+    "by_channel",
     "channel_shape",
     "make_plain",
     "make_sparse",
@@ -24,6 +25,7 @@ __all__ = [
     "read_channels",
     "register_sparse_layer",
     "sparse_type",
+    "trains_outputs",
     "why_unsupported",
     "write_channels",
 ]

@@ -1,4 +1,4 @@
-"""What every sparse-backward layer is: an ordinary layer that can train a few of its input channels."""
+"""What every sparse-backward layer is: an ordinary layer that can train a few of its channels."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,10 +29,11 @@ class SparseLayer(StandIn):
             gradient, equal to the slice of `weight`. None before the first training forward.
         shared_slice: Takes the slice of the input for this layer and others; None where this one takes its own.
         epilogue: What follows this layer and is done together with it; None: nothing.
+        by_output: Train output channels instead: `active_index` counts those, and all of the input is kept.
         probe: Looks at the gradients of the outputs; None: nothing does.
     """
 
-    own_attributes = ("active_index", "active_view", "shared_slice", "epilogue", "probe")
+    own_attributes = ("active_index", "active_view", "shared_slice", "epilogue", "probe", "by_output")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
     shares_input: ClassVar[bool] = False
@@ -41,6 +42,7 @@ class SparseLayer(StandIn):
     shared_slice: SharedSlice | None = None
     epilogue: Epilogue | None = None
     probe: "Probe | None" = None
+    by_output: bool = False
 
     def num_channels(self) -> int:
         """Number of input channels (features)."""
@@ -53,6 +55,10 @@ class SparseLayer(StandIn):
     def channel_view(self, tensor: Tensor) -> Tensor:
         """`tensor`, shaped like `weight`, as a view `[*leading, *channel_shape]` that shares its memory."""
         raise NotImplementedError
+
+    def output_view(self, tensor: Tensor) -> Tensor:
+        """`tensor`, shaped like `weight`, as a view whose first dimension enumerates output channels."""
+        return tensor
 
     def unsupported(self) -> str | None:
         """Why this very layer can't be trained by channel, or None when it can."""

@@ -1,4 +1,7 @@
-"""A supported layer's weight, input channel by input channel, whether the layer is sparse or still plain."""
+"""A supported layer's weight, channel by channel, whether the layer is sparse or still plain.
+
+Channels are the input channels (features), or those of the output where the layer trains by these.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +10,24 @@ from .registry import sparse_type
 
 
 def num_channels(layer: nn.Module) -> int:
-    """Number of input channels (features) of `layer`."""
-    return sparse_type(layer).num_channels(layer)
+    """Number of channels (features) of `layer`."""
+    kind = sparse_type(layer)
+    return kind.num_outputs(layer) if trains_outputs(layer) else kind.num_channels(layer)
+
+
+def by_channel(layer: nn.Module, tensor: Tensor) -> tuple[Tensor, int]:
+    """`tensor`, shaped like the weight, as a view that shares its memory, and how many leading dimensions of it, 1 or
+    2, enumerate channels; the others are those of `channel_shape`."""
+    kind = sparse_type(layer)
+    if trains_outputs(layer):
+        return kind.output_view(layer, tensor), 1
+    return kind.channel_view(layer, tensor), kind.leading_dims
 
 
 def channel_shape(layer: nn.Module) -> torch.Size:
-    """Shape of one input channel's slice of the weight."""
-    kind = sparse_type(layer)
-    return kind.channel_view(layer, layer.weight.data).shape[kind.leading_dims :]
+    """Shape of one channel's slice of the weight."""
+    view, leading = by_channel(layer, layer.weight.data)
+    return view.shape[leading:]
 
 
 def read_channels(layer: nn.Module, index: Tensor) -> Tensor:
@@ -29,12 +42,16 @@ def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
     view[place] = values.to(view.dtype)
 
 
+def trains_outputs(layer: nn.Module) -> bool:
+    """Whether the channels that train are those of the output."""
+    return getattr(layer, "by_output", False)
+
+
 def _locate(layer: nn.Module, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     # By `.data`: writing the values that are already there, between a forward and its backward, must not make autograd
     # believe that the weight has changed.
-    kind = sparse_type(layer)
-    view = kind.channel_view(layer, layer.weight.data)
+    view, leading = by_channel(layer, layer.weight.data)
     index = index.to(view.device)
-    if kind.leading_dims == 1:
+    if leading == 1:
         return view, (index,)
     return view, (index // view.shape[1], index % view.shape[1])

@@ -22,11 +22,12 @@ class _ConvFunction(torch.autograd.Function):
     Computes `gate(scale * (conv(x) + bias - mean) + shift)`: with a frozen batch-norm, whose scale goes into the
     weight and whose activation is done in place. Shapes: x `[B, C, H, W]`, weight `[C', C / groups, kH, kW]`; bias,
     scale, mean and shift `[C']`; active `[n, C' / groups, kH, kW]`, index `[n]`. All but x and weight may be None;
-    without active channels nothing of x is saved at all.
+    without active channels nothing of x is saved at all. Where `by_output`, the active channels are those of the
+    output: active is `[n, C / groups, kH, kW]`, and all of x is saved.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, active, index, scale, mean, conv, gate, probed):
+    def forward(ctx, x, weight, bias, shift, active, index, scale, mean, conv, gate, by_output, probed):
         keep = any(ctx.needs_input_grad)
         offset = bias
         if scale is not None:
@@ -37,7 +38,11 @@ class _ConvFunction(torch.autograd.Function):
         if keep:
             ctx.conv, ctx.gate, ctx.probed, ctx.x_shape = conv, gate, probed, x.shape
             ctx.output_format = memory_format(output)
-            ctx.save_for_backward(None if active is None else take_channels(x, index), weight, index, scale, bits)
+            x_active = None
+            if active is not None:
+                x_active = x if by_output else take_channels(x, index)
+            ctx.by_output = by_output
+            ctx.save_for_backward(x_active, weight, index, scale, bits)
         return output
 
     @staticmethod
@@ -66,15 +71,19 @@ class _ConvFunction(torch.autograd.Function):
             if needs_bias or needs_shift:
                 grad_sum = _added(grad_sum, grad.sum((0, 2, 3)))
             if needs_active:
-                grad_active = _added(grad_active, conv.grad_slice(grad, x_active[part], weight.shape, index))
+                slice_of = conv.grad_outputs if ctx.by_output else conv.grad_slice
+                grad_active = _added(grad_active, slice_of(grad, x_active[part], weight.shape, index))
             del grad
         grad_bias = grad_sum if needs_bias else None
         if scale is not None:
             grad_bias = grad_sum * scale if needs_bias else None
             if needs_active:
-                factor = scale if conv.groups == 1 else scale[conv.outputs_of(index, weight.shape)]
+                if ctx.by_output:
+                    factor = scale[index].unsqueeze(1)
+                else:
+                    factor = scale if conv.groups == 1 else scale[conv.outputs_of(index, weight.shape)]
                 grad_active = grad_active * factor[..., None, None].to(grad_active.dtype)
-        return grad_x, None, grad_bias, grad_sum if needs_shift else None, grad_active, *[None] * 6
+        return grad_x, None, grad_bias, grad_sum if needs_shift else None, grad_active, *[None] * 7
 
 
 def _folded(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -121,7 +130,18 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             gate, shift, (scale, mean) = epilogue.gate, epilogue.shift, epilogue.scale_and_mean()
         conv = Convolution(self.stride, tuple(self._pads(x)), self.dilation, self.groups)
         output = _ConvFunction.apply(
-            x, self.weight, self.bias, shift, active, self.active_index, scale, mean, conv, gate, self._probed_call()
+            x,
+            self.weight,
+            self.bias,
+            shift,
+            active,
+            self.active_index,
+            scale,
+            mean,
+            conv,
+            gate,
+            self.by_output,
+            self._probed_call(),
         )
         output = output if is_batched else output.squeeze(0)
         if epilogue is not None:

@@ -68,6 +68,17 @@ class Convolution:
         grad = self._grad_weight(grad_output, x_active, (len(index) * per_group, 1, *kernel), len(index))
         return grad.view(len(index), per_group, *kernel)
 
+    def grad_outputs(self, grad_output: Tensor, x: Tensor, weight_shape: torch.Size, index: Tensor) -> Tensor:
+        """Gradient of the weight of the output channels `index`, int64 `[n]`: `[n, C / groups, kH, kW]`."""
+        outputs, inputs, *kernel = weight_shape
+        grad_output = take_channels(grad_output, index)
+        if self._is_pointwise(weight_shape):
+            return _grad_weight_pointwise(grad_output, x, self.stride).t()[..., None, None]
+        if self.groups > 1:  # each active channel becomes a group of its own, with the inputs that it sees
+            first = index // (outputs // self.groups) * inputs
+            x = take_channels(x, (first.unsqueeze(1) + torch.arange(inputs, device=index.device)).flatten())
+        return self._grad_weight(grad_output, x, (len(index), inputs, *kernel), 1 if self.groups == 1 else len(index))
+
     def outputs_of(self, index: Tensor, weight_shape: torch.Size) -> Tensor:
         """For each input channel of `index`, the output channels that it feeds: int64 `[n, C' / groups]`."""
         outputs, inputs, *_ = weight_shape

@@ -18,28 +18,32 @@ CHUNK_BYTES = 1 << 22
 class _LinearFunction(torch.autograd.Function):
     """`gate(x @ weight.T + bias)`, in x's dtype, that saves, of x, only the active channels.
 
-    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`. All but x and weight
+    Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`. Where `outputs`, `[n]`,
+    tells output channels, these are the active ones: active is `[n, C]` and x_active all of x. All but x and weight
     may be None.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, active, x_active, gate, probed):
+    def forward(ctx, x, weight, bias, active, x_active, outputs, gate, probed):
         output = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         codes = None if gate is None else gate.apply_(output.view(-1, output.shape[-1]), True)
         ctx.gate, ctx.x_shape, ctx.probed = gate, x.shape, probed
-        ctx.save_for_backward(x_active, weight, codes)
+        ctx.save_for_backward(x_active, weight, outputs, codes)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        x_active, weight, codes = ctx.saved_tensors
+        x_active, weight, outputs, codes = ctx.saved_tensors
         needs_x, _, needs_bias, needs_active = ctx.needs_input_grad[:4]
         flat = grad_output.reshape(-1, grad_output.shape[-1])
         x_active = x_active.reshape(-1, x_active.shape[-1]) if needs_active else None
         grad_x = flat.new_empty(len(flat), ctx.x_shape[-1]) if needs_x else None
         grad_bias = flat.new_zeros(flat.shape[-1]) if needs_bias else None
-        grad_active = flat.new_zeros(x_active.shape[-1], flat.shape[-1]) if needs_active else None
+        grad_active = None
+        if needs_active:
+            shape = (x_active.shape[-1], flat.shape[-1]) if outputs is None else (len(outputs), x_active.shape[-1])
+            grad_active = flat.new_zeros(shape)
         weight = weight.to(flat.dtype)
         for part in parts_of(flat, codes, CHUNK_BYTES):
             grad = flat[part]
@@ -51,10 +55,12 @@ class _LinearFunction(torch.autograd.Function):
                 torch.mm(grad, weight, out=grad_x[part])
             if needs_bias:
                 grad_bias += grad.sum(0)
-            if needs_active:
+            if needs_active and outputs is None:
                 grad_active.addmm_(x_active[part].t(), grad)
+            elif needs_active:
+                grad_active.addmm_(grad[:, outputs].t(), x_active[part])
             del grad  # before the next one exists
-        return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, None, None, None
+        return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, *[None] * 4
 
 
 class _SparseFullyConnected(SparseLayer):
@@ -70,10 +76,14 @@ class _SparseFullyConnected(SparseLayer):
         if self.active_view is None and epilogue is None:
             return super().forward(x)
         x_cast, active = self._cast(x, self.active_view)
-        x_active = None if active is None else self._keep(x, -1, x_cast.dtype)
+        x_active = outputs = None
+        if active is not None and self.by_output:
+            x_active, outputs = x_cast.detach(), self.active_index
+        elif active is not None:
+            x_active = self._keep(x, -1, x_cast.dtype)
         gate = None if epilogue is None else epilogue.gate
         output = _LinearFunction.apply(
-            x_cast, self._as_linear(self.weight), self.bias, active, x_active, gate, self._probed_call()
+            x_cast, self._as_linear(self.weight), self.bias, active, x_active, outputs, gate, self._probed_call()
         )
         if epilogue is not None:
             epilogue.hand_over(output)
@@ -113,3 +123,6 @@ class SparseConv1D(_SparseFullyConnected, Conv1D):
 
     def _as_linear(self, weight: Tensor) -> Tensor:
         return weight.t()
+
+    def output_view(self, tensor: Tensor) -> Tensor:
+        return tensor.t()

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from ..layers import channel_shape, mark, num_channels, read_channels, sparse_type, write_channels
+from ..layers import (
+    by_channel,
+    channel_shape,
+    mark,
+    num_channels,
+    read_channels,
+    sparse_type,
+    trains_outputs,
+    write_channels,
+)
 from .weights_file import TrainedState, checksum
 
 
@@ -40,11 +49,11 @@ def collect_state(
         mask = touched.get(name, torch.zeros(num_channels(layer), dtype=torch.bool))
         index, frozen = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         values = read_channels(layer, index)
-        if index.nbytes + values.nbytes >= layer.weight.nbytes:
+        if index.nbytes + values.nbytes >= layer.weight.nbytes or (trains_outputs(layer) and len(index)):
             state.tensors[f"{name}.weight"] = tensors[f"{name}.weight"]
         elif len(index):
             state.channels[name] = (index, values)
-        if len(frozen):
+        if len(frozen) and not trains_outputs(layer):
             state.witnesses[name] = _witness(layer, int(frozen[0]))
     return state
 
@@ -54,9 +63,8 @@ def touch_changed(layers: Mapping[str, Sequence[nn.Module]], touched: dict[str, 
     for name, (layer, *_) in layers.items():
         new = state_dict.get(f"{name}.weight")
         if new is not None and new.shape == layer.weight.shape:
-            kind = sparse_type(layer)
-            differs = kind.channel_view(layer, new.to(layer.weight.device) != layer.weight)
-            mark(touched, name, differs.flatten(kind.leading_dims).any(-1).flatten().cpu())
+            differs, leading = by_channel(layer, new.to(layer.weight.device) != layer.weight)
+            mark(touched, name, differs.flatten(leading).any(-1).flatten().cpu())
 
 
 def mark_touched(touched: dict[str, Tensor], layers: Mapping[str, Sequence[nn.Module]], state: TrainedState) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -37,6 +37,8 @@ class LayerCost:
             only the layers that were looked at.
         shares_input_with: Name of the first layer that is given the very same input, where an earlier one is: like it,
             the query, key and value layers of an attention keep that input once.
+        whole_activation: Elements of the layer's input that are kept as soon as any channel trains: where channels are
+            those of the output.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerCost:
     macs_per_channel: int
     position: int = field(default=0, compare=False)
     shares_input_with: str | None = None
+    whole_activation: int = 0
 
     @property
     def space(self) -> int:
@@ -102,7 +105,8 @@ class CostTable:
     @property
     def activation_units(self) -> int:
         """Elements of all layer inputs."""
-        return sum(row.channels * row.activation_per_channel for row, *_ in self.sharing())
+        by_channel = sum(row.channels * row.activation_per_channel for row, *_ in self.sharing())
+        return by_channel + sum(row.whole_activation for row in self.rows)
 
     @property
     def total_units(self) -> int:
@@ -149,6 +153,30 @@ class CostTable:
                 for first, *others in self.sharing()
             )
         )
+
+    def by_output(self, layers: Mapping[str, nn.Module]) -> "CostTable":
+        """The same layers, with output channels for channels: these have weights of their own, and share the input.
+
+        Args:
+            layers: By name, the layers.
+        """
+        rows = []
+        for row in self.rows:
+            layer = layers[row.name]
+            outputs = sparse_type(layer).num_outputs(layer)
+            weight = row.channels * row.weight_per_channel // outputs
+            rows.append(
+                replace(
+                    row,
+                    channels=outputs,
+                    weight_per_channel=weight,
+                    activation_per_channel=0,
+                    macs_per_channel=weight * row.positions,
+                    shares_input_with=None,
+                    whole_activation=row.channels * row.activation_per_channel,
+                )
+            )
+        return CostTable(tuple(rows))
 
     def to_dict(self) -> dict:
         """A JSON-serializable dict."""

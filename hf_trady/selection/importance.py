@@ -3,20 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import sparse_type
+from ..layers import by_channel
 from .cost import LayerCost
 
 
 def channel_norms(layer: nn.Module, gradient: Tensor) -> Tensor:
-    """L2 norm of the weight gradient of each input channel, shape `[C]`.
+    """L2 norm of the weight gradient of each channel, shape `[C]`.
 
     Args:
         layer: A supported layer, wrapped or not.
         gradient: Its weight gradient, of the shape of `layer.weight`.
     """
-    kind = sparse_type(layer)
-    by_channel = kind.channel_view(layer, gradient).flatten(kind.leading_dims)
-    return torch.linalg.vector_norm(by_channel.float(), dim=-1).flatten()
+    view, leading = by_channel(layer, gradient)
+    return torch.linalg.vector_norm(view.flatten(leading).float(), dim=-1).flatten()
 
 
 def rgn(norms: Tensor, cost: LayerCost) -> float:

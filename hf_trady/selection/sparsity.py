@@ -89,6 +89,7 @@ def sparsity(
         kept[costs[name].input_name, tuple(index.tolist())] = costs[name], len(index)
     weight = sum(row.weight_per_channel * n for row, n in active)
     activation = sum(row.activation_per_channel * n for row, n in kept.values())
+    activation += sum(row.whole_activation for row, _ in active)
     return SparsityReport(
         epoch=epoch,
         activation_sparsity=1 - activation / costs.activation_units,
@@ -97,7 +98,8 @@ def sparsity(
         units=weight + activation + bias_units,
         budget=budget,
         weight_bytes=sum(row.weight_per_channel * n * element_sizes[row.name] for row, n in active),
-        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in kept.values()),
+        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in kept.values())
+        + sum(row.whole_activation * element_sizes[row.name] for row, _ in active),
         active_layers=len(active),
         total_layers=len(costs),
         active_channels=sum(n for _, n in active),

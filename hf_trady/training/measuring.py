@@ -26,13 +26,16 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
 
-    training = model.training
+    training, held_out = model.training, model.measures_held_out
     with kept_random_states():
-        set_seed(trainer.args.seed + model.epoch)
+        set_seed(trainer.args.seed + (0 if held_out else model.epoch))
         model.train()
+        loader = trainer.get_train_dataloader
+        if held_out and trainer.eval_dataset is not None:
+            loader = trainer.get_eval_dataloader
         model.measure(
-            trainer.get_train_dataloader(),
-            num_steps=num_steps,
+            loader(),
+            num_steps=1 if held_out else num_steps,
             compute_loss=compute_loss,
             disable_tqdm=trainer.args.disable_tqdm or not trainer.is_local_process_zero(),
         )

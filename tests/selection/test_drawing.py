@@ -21,7 +21,7 @@ from hf_trady.selection import (
 
 # Those that stop at the budget, and need no option; by name, and what chance decides in them.
 WITHIN_BUDGET = sorted(set(STRATEGIES) - {"paca", "sparse_update"})
-RANDOM = sorted(set(WITHIN_BUDGET) - {"static_rgn", "dynamic_rgn"})
+RANDOM = sorted(set(WITHIN_BUDGET) - {"static_rgn", "dynamic_rgn", "velocity"})
 
 
 @st.composite

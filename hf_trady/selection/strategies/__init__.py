@@ -4,6 +4,7 @@ from .informed import InformedStrategy
 from .paca import PacaStrategy
 from .random import RandomStrategy
 from .sparse_update import SparseUpdateStrategy
+from .velocity import VelocityStrategy
 
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RandomStrategy",
     "SparseUpdateStrategy",
     "Strategy",
+    "VelocityStrategy",
     "make_strategy",
     "register_strategy",
 ]

@@ -20,8 +20,9 @@ class Strategy(ABC):
         layers_by_budget: How many top layers there are follows from the budget (see `LayerRanking.top_by_budget`).
         scores: What `choose` needs to know of each channel. None: nothing; `"gradient"`: the norm of its gradient,
             measured by a pass that updates nothing; `"observed"`: that norm where training has seen it, NaN where
-            not; `"weight"`: the norm of its weight.
+            not; `"weight"`: the norm of its weight; `"velocity"`: how fast its output changes, NaN if unknown.
         refresh: Measure the scores anew before every draw, rather than once.
+        by_output: Channels are output channels; a layer keeps all of its input as soon as one of them trains.
         within_budget: The caller stops at the budget. If False, all that `choose` returns is taken, and reported.
     """
 
@@ -30,6 +31,7 @@ class Strategy(ABC):
     layers_by_budget: bool = False
     scores: str | None = None
     refresh: bool = False
+    by_output: bool = False
     within_budget: bool = True
 
     @abstractmethod
