@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from datasets import Dataset
-from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..config import TraDyConfig
 from ..memory import PeakTracker
+from ..memory.tracker import return_freed_memory
 from ..model import TraDyModel
 from ..training import TraDyTrainer
 from .baselines import BASELINES, make_baseline
@@ -88,36 +88,33 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
     args = copy.deepcopy(args)
     args.learning_rate, args.seed, args.data_seed = run.learning_rate, run.seed, run.seed
     args.output_dir = tempfile.mkdtemp(prefix="trady-compare-")
+    return_freed_memory()  # for every method alike
     try:
         set_seed(run.seed)
         model = task.make_model()
-        tunes = run.phase == "tune"
-        datasets = {
-            "train_dataset": task.fit if tunes else task.train,
-            "eval_dataset": task.validation if tunes else task.test,
-            "compute_metrics": _accuracy,
-            **task.trainer_kwargs,
-        }
+        train, test = (task.fit, task.validation) if run.phase == "tune" else (task.train, task.test)
+        # What a strategy wants to see of other data, `velocity` say, must not be test data.
+        others = {"eval_dataset": task.validation, "compute_metrics": _accuracy, **task.trainer_kwargs}
+        datasets = {"train_dataset": train, **others}
         if run.method in BASELINES:
-            return _train(_baseline_trainer(run, model, args, datasets))
+            return _train(_baseline_trainer(run, model, args, datasets), test)
         config = TraDyConfig.from_dict(
             config.to_dict() | {"strategy": run.method, "memory_budget": run.budget, "seed": run.seed}
         )
         trainer = TraDyTrainer(TraDyModel(model, config), args, ranking_steps=ranking_steps, **datasets)
-        spent = _UnitsCallback()
-        trainer.add_callback(spent)
-        figures = _train(trainer)
-        return figures | {"units": spent.units, "budget_units": trainer.model.budget}
+        figures = _train(trainer, test)
+        units = max(entry["trady/units"] for entry in trainer.state.log_history if "trady/units" in entry)
+        return figures | {"units": units, "budget_units": trainer.model.budget}
     finally:
         shutil.rmtree(args.output_dir, ignore_errors=True)
 
 
-def _train(trainer: Trainer) -> dict:
+def _train(trainer: Trainer, test: Dataset) -> dict:
     start = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - start
     peaks = next(callback.peaks for callback in trainer.callback_handler.callbacks if hasattr(callback, "peaks"))
-    evaluated = trainer.evaluate()
+    evaluated = trainer.evaluate(test)
     return {
         "accuracy": evaluated["eval_accuracy"],
         "loss": evaluated["eval_loss"],
@@ -152,15 +149,6 @@ class _PeakCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.tracker.peak is not None:
             self.peaks[0] = self.tracker.peak
-
-
-class _UnitsCallback(TrainerCallback):
-    """The most units that a draw cost."""
-
-    units = 0
-
-    def on_step_end(self, args, state, control, model: nn.Module | None = None, **kwargs):
-        self.units = max(self.units, model.report().units)
 
 
 def _accuracy(prediction) -> dict[str, float]:
