@@ -232,7 +232,7 @@ class CalibratedMixin:
 
     def _fit(self, trials: DrawTrials) -> FittedBudget:
         setup = self._batch[1]
-        return fit_bytes(trials, int(self.byte_budget * (1 - (setup.reserve if setup is not None else 0.0))))
+        return fit_bytes(trials, self.byte_budget, setup.reserve if setup is not None else 0.0)
 
     def _measure_velocities(self, dataloader: Iterable, kwargs: dict) -> None:
         """Go on with the velocities by an epoch; `dataloader` must give the same batches every time."""

@@ -151,7 +151,7 @@ def plan(
     trady: TraDyModel = trials.model
     fitted = trady.fitted
     if trady.byte_budget is not None and fitted is None:
-        fitted = fit_bytes(trials, int(trady.byte_budget * (1 - setup.reserve)))
+        fitted = fit_bytes(trials, trady.byte_budget, setup.reserve)
     if fitted is None:
         fitted = FittedBudget(trady.budget)
     step = trials.steps(fitted)[0]

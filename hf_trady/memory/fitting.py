@@ -1,6 +1,7 @@
 """Finds what a budget in bytes buys: how many units, and how far down the model."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -91,12 +92,13 @@ class Trials(Protocol):
         """Units of the cheapest channel from layer `first` on, and of all channels."""
 
 
-def fit_bytes(trials: Trials, budget: int, tolerance: float = 0.01) -> FittedBudget:
+def fit_bytes(trials: Trials, budget: int, reserve: float = 0.0, tolerance: float = 0.01) -> FittedBudget:
     """The deepest pool whose gradient path `budget` bytes can pay, and the most units that they buy there.
 
     Args:
         trials: Gives the peak of what is tried out.
         budget: Peak bytes above the model's own weights.
+        reserve: Share of it to leave for what no prediction sees.
         tolerance: Stop as soon as no more than this share of the budget is unused.
 
     Raises:
@@ -104,11 +106,12 @@ def fit_bytes(trials: Trials, budget: int, tolerance: float = 0.01) -> FittedBud
     """
     last = len(trials.layers) - 1
     floor = trials.path_peak(last)
-    if floor > budget:
+    if floor > budget * (1 - reserve):
         raise ValueError(
             f"memory_budget of {budget / MIB:,.2f} MiB is impossible: one channel of the last layer, "
-            f"'{trials.layers[last]}', takes more; the smallest that works is '{_mib_up(floor)}MiB'"
+            f"'{trials.layers[last]}', takes more; the smallest that works is '{_mib_up(floor / (1 - reserve))}MiB'"
         )
+    budget = int(budget * (1 - reserve))
     first, path = _first_affordable(trials, floor, floor + int(PATH_SHARE * (budget - floor)))
     units, peak = _most_units(trials, path, budget, first, tolerance)
     return FittedBudget(units, tuple(trials.layers[:first]), peak, path)
@@ -158,6 +161,6 @@ def _most_units(trials: Trials, path: int, budget: int, first: int, tolerance: f
     return low, low_peak if tried else trials.draw_peak(low, first)
 
 
-def _mib_up(size: int) -> str:
+def _mib_up(size: float) -> str:
     """`size` bytes in MiB, rounded up to a hundredth."""
-    return f"{-(-size * 100 // MIB) / 100:.2f}"
+    return f"{math.ceil(size * 100 / MIB) / 100:.2f}"

@@ -4,7 +4,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -67,6 +69,9 @@ class StorageLog(TorchDispatchMode):
             elif isinstance(tensor, tuple | list):
                 for part in tensor:
                     self._log(part)
+        copies = reordered_bytes(func, args, result)
+        if copies:
+            self.storages.append(Storage(copies, 4, self.time, self.time + 1, self._current))
         return result
 
     def _log(self, tensor: Tensor) -> Storage | None:
@@ -86,3 +91,21 @@ class StorageLog(TorchDispatchMode):
 
         self._live[key] = storage, weakref.ref(untyped, free)
         return storage
+
+
+def reordered_bytes(func, args: tuple, result) -> int:
+    """Bytes that the CPU's convolution library takes for copies of what a convolution reads and writes.
+
+    oneDNN computes in a layout of its own, or in channels_last: what lies otherwise is reordered before and after.
+    """
+    if func is torch.ops.aten.convolution.default:
+        read, weight, written = args[0], args[1], result
+    elif func is torch.ops.aten.convolution_backward.default:
+        read, weight, written = args[0], args[2], args[1]  # the input, or a gradient of its size
+    else:
+        return 0
+    if read.dim() != 4 or read.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return 0
+    if any(suggest_memory_format(tensor) == torch.channels_last for tensor in (read, weight, written)):
+        return 0
+    return read.nbytes + written.nbytes

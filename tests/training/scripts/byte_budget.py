@@ -1,6 +1,6 @@
 """In a process of its own: fine-tunes a real architecture inside a budget in bytes, and prints what each draw took.
 
-Usage: byte_budget.py NETWORK BUDGET DIRECTORY
+Usage: byte_budget.py NETWORK LAYOUT BUDGET DIRECTORY
 """
 
 import json
@@ -28,9 +28,11 @@ def minilm():
     return BertForSequenceClassification(config), Rows({"input_ids": ids, "labels": torch.arange(64) % 2})
 
 
-def main(network: str, budget: str, directory: Path) -> None:
+def main(network: str, layout: str, budget: str, directory: Path) -> None:
     torch.manual_seed(0)
     base_model, data = {"mobilenetv2": mobilenetv2, "minilm": minilm}[network]()
+    if layout == "channels_last":
+        base_model.to(memory_format=torch.channels_last)
     trainer = TraDyTrainer(
         TraDyModel(base_model, TraDyConfig(memory_budget=budget)),
         TrainingArguments(
@@ -67,4 +69,4 @@ def main(network: str, budget: str, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(*sys.argv[1:4], Path(sys.argv[4]))
