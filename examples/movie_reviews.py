@@ -25,6 +25,7 @@ from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
 def load_texts(name: str) -> DatasetDict:
     """Splits `train` and `test`, with the columns `text` and `label`, of a Hub dataset or a CSV file."""
     splits = load_dataset("csv", data_files=name) if name.endswith(".csv") else load_dataset(name)
+    splits = splits.class_encode_column("label")  # classes may be named, as by "pos" and "neg"
     return splits if "test" in splits else splits["train"].train_test_split(test_size=0.15, seed=0)
 
 
