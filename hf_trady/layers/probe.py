@@ -39,14 +39,16 @@ class Probe:
         self.calls.append(ProbedCall(self))
         return self.calls[-1]
 
-    @torch.no_grad()
     def see_input(self, module: nn.Module, args: tuple) -> None:
         """Forward pre-hook of the layer for the second time that the batch goes forward."""
-        call, x = self.calls[self._seen], args[0]
+        if not torch.is_grad_enabled():  # a call without gradients was not looked at the first time either
+            return
+        call, x = self.calls[self._seen], args[0].detach()
         self._seen += 1
         if call.kept is None:  # no gradient came to it
             return
-        self._sum = self._sum + (self._product(x, call.kept) if self.projects else self._moments(x, call.kept))
+        with torch.no_grad():
+            self._sum = self._sum + (self._product(x, call.kept) if self.projects else self._moments(x, call.kept))
         call.kept = None
 
     def norms(self) -> Tensor:
@@ -84,11 +86,17 @@ class Probe:
 
 
 class ProbedCall:
-    """One call of a layer. `kept`: what its backward has left of the gradient of its output."""
+    """One call of a layer.
+
+    Attributes:
+        kept: What its backward has left of the gradient of its output. Projections `[n, directions]`, of a convolution
+            `[B, groups * directions, H', W']`; or, by output channel `[C']`, the square of its sum over positions and
+            its sum of squares, and the number of positions.
+    """
 
     def __init__(self, probe: Probe):
         self.probe = probe
-        self.kept: Tensor | None = None
+        self.kept: Tensor | list | None = None
 
     def take(self, grad: Tensor, part: slice, samples: int, scale: Tensor | None = None) -> None:
         """Take in a part of the gradient of the output.

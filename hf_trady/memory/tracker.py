@@ -23,7 +23,7 @@ class PeakTracker:
     Args:
         device: Where the model is.
         already: Bytes that are there when the tracker is made and that training is to answer for all the same.
-        returns_freed: See `return_freed_memory`; without it, peaks of a process on glibc are up to a third higher.
+        returns_freed: See `return_freed_memory`; without it, peaks of a process on glibc are higher.
 
     Attributes:
         method: `"cuda"`, `"mps"`, `"rss"` or None where nothing can be measured.
@@ -82,10 +82,9 @@ def return_freed_memory() -> bool:
     """Make the C library give freed tensors back to the system at once; returns whether it could be told to.
 
     By itself glibc raises the size from which it does so up to 32 MiB, as large blocks are freed, and keeps what is
-    smaller in a heap with holes: the peak of a full fine-tuning step of a MobileNetV2 (batch 32, 128 px) is then 1,094
-    instead of 824 MiB, and differs from run to run. The price is time, as the
-    system clears each block anew: that step then takes 1.1 instead of 0.6 s, and 0.8 s where torch may ask for huge
-    pages (`THP_MEM_ALLOC_ENABLE=1` in the environment).
+    smaller in a heap with holes: the peak of a step is then higher, and differs from run to run, as
+    `benchmarks/memory.py` shows. The price is time, as the system clears each block anew; less where torch may ask for
+    huge pages (`THP_MEM_ALLOC_ENABLE=1` in the environment).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):

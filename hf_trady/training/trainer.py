@@ -22,8 +22,7 @@ from .measuring import agree, kept_random_states, measure
 
 BATCHES_COMPARED = 8
 
-# On the CPU, what libraries take while they compute is measured, too, but not predicted: it made the peak of a step
-# higher by 2 to 10 % (ResNet-50, MobileNetV2, MiniLM), and by 25 % for EfficientNet-Lite0 with its SAME padding.
+# On the CPU, what libraries keep once they have computed (thread pools, compiled kernels) is measured, not predicted.
 CPU_RESERVE = 0.2
 
 

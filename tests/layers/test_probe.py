@@ -98,3 +98,24 @@ def test_a_layer_that_no_gradient_came_to_has_none():
     probe.begin()
     probe.see_input(layer, (torch.ones(2, 3),))
     assert probe.norms().tolist() == [0, 0, 0]
+
+
+def test_calls_without_gradients_are_looked_at_neither_time():
+    def loss(layer, x):
+        with torch.no_grad():
+            layer(3 * x)
+        return (layer(x) ** 2).sum()
+
+    torch.manual_seed(0)
+    layer, plain, x = make_sparse(nn.Linear(3, 9)), nn.Linear(3, 9), torch.randn(4, 3)
+    plain.load_state_dict(layer.state_dict())
+    loss(plain, x).backward()
+    layer.weight.requires_grad_(False)
+    layer.active_index, layer.active_view = torch.tensor([0]), torch.zeros(1, 9, requires_grad=True)
+    probe = layer.probe = exact(layer)
+    loss(layer, x).backward()
+    layer.probe = None
+    handle = layer.register_forward_pre_hook(probe.see_input)
+    loss(layer, x)
+    handle.remove()
+    assert torch.allclose(probe.norms(), channel_norms(plain, plain.weight.grad), rtol=1e-4)
