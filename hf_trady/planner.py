@@ -19,7 +19,7 @@ from .fake import fake_copy, fake_mode
 from .files import write_text
 from .memory import KINDS, MIB, FittedBudget, StepMemory, StepSetup, fit_bytes, parse_budget
 from .model import TraDyModel
-from .selection.cost import find_samples
+from .selection.costing import find_samples
 from .trial import DrawTrials
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 from .fake import fake_copy, fake_inputs, fake_mode
 from .memory import FittedBudget, StepMemory, StepSetup, run_step
 from .selection import CostTable
-from .selection.cost import find_samples
+from .selection.costing import find_samples
 
 
 # How many draws are weighed by their costs alone, and how many channels these may have together: a draw of a million

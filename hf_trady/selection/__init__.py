@@ -1,4 +1,5 @@
-from .cost import CostTable, LayerCost, cost_table
+from .cost import CostTable, LayerCost
+from .costing import cost_table
 from .drawing import affordable, check_budget, draw, max_weight_units
 from .importance import channel_norms, lara, rgn
 from .measuring import GradientRecord, measure_gradients, rank_layers

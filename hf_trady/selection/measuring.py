@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .cost import CostTable, cost_table
+from .cost import CostTable
+from .costing import cost_table
 from .importance import IMPORTANCE, channel_norms
 from .ranking import LayerRanking
 from .scores import ChannelScores
