@@ -1,7 +1,5 @@
 import json
 
-import pytest
-
 from hf_trady.cli.main import main
 from hf_trady.comparison import Results
 
@@ -38,7 +36,6 @@ def test_images_end_to_end_and_a_second_call_trains_nothing(image_run, tmp_path,
 
 
 def test_texts_with_lora(text_run, tmp_path):
-    pytest.importorskip("peft")
     assert compare(text_run, tmp_path, "--methods", "lora", "trady", "--memory_budgets", "0.2", "--seeds", "0") == 0
     results = Results(tmp_path / "results.jsonl")
     assert {run.method for run in results} == {"lora", "trady"}
