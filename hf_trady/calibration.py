@@ -14,8 +14,17 @@ from .layers import ActiveChannels, read_channels
 from .memory import FittedBudget, StepSetup, fit_bytes
 from .projection import project_gradients
 from .sampler import ChannelSampler
-from .selection import ChannelScores, CostTable, GradientRecord, LayerRanking, cost_table, measure_gradients
-from .streaming import activation_units, split, stream_gradients
+from .selection import (
+    ChannelScores,
+    CostTable,
+    GradientRecord,
+    LayerRanking,
+    RandomStrategy,
+    cost_table,
+    draw,
+    measure_gradients,
+)
+from .streaming import stream_gradients
 from .trial import DrawTrials
 from .velocity import NeuronVelocities
 
@@ -250,8 +259,8 @@ class CalibratedMixin:
         units -= self._sampler.bias_units
         if how == "projected":
             if self.byte_budget is not None:  # bytes are mostly those of activations: no more of them than in a draw
-                drawn = split(pool, units)[0]
-                kwargs = kwargs | {"most_activation": activation_units(pool, drawn)}
+                drawn = pool.kept(draw(RandomStrategy(), pool, units, seed=0, epoch=0))
+                kwargs = kwargs | {"most_activation": sum(row.activation_per_channel * n for row, n in drawn)}
             measure = project_gradients
         else:
             measure = stream_gradients

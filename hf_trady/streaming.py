@@ -1,6 +1,6 @@
 """Measures the gradient of every channel inside the memory of a training step."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -96,12 +96,6 @@ def split(costs: CostTable, units: int, seed: int = 0) -> list[dict[str, Tensor]
     return [
         _selection(costs, inputs, rows[torch.tensor(part)], channels[torch.tensor(part)]) for part in parts if part
     ]
-
-
-def activation_units(costs: CostTable, selection: Mapping[str, Tensor]) -> int:
-    """Elements of inputs that the channels of `selection` keep for one sample, shared ones once."""
-    kept = {costs[name].input_name: (costs[name], index) for name, index in selection.items()}
-    return sum(row.activation_per_channel * len(index) for row, index in kept.values())
 
 
 def _selection(costs: CostTable, inputs: CostTable, rows: Tensor, channels: Tensor) -> dict[str, Tensor]:

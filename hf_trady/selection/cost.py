@@ -142,6 +142,19 @@ class CostTable:
             )
         )
 
+    def kept(self, selection: Mapping[str, Tensor]) -> list[tuple[LayerCost, int]]:
+        """The slices of inputs that `selection` keeps, each as a layer and its number of channels.
+
+        Layers that share their input and train the same channels of it keep one.
+
+        Args:
+            selection: Layer name -> active channel indices `[n]`.
+        """
+        slices = {}
+        for name, index in selection.items():
+            slices[self[name].input_name, tuple(index.tolist())] = self[name], len(index)
+        return list(slices.values())
+
     def by_output(self, layers: Mapping[str, nn.Module]) -> "CostTable":
         """The same layers, with output channels for channels: these have weights of their own, and share the input.
 

@@ -84,11 +84,9 @@ def sparsity(
         bias_units: Units that the trained biases cost.
     """
     active = [(costs[name], len(index)) for name, index in selection.items()]
-    kept = {}  # layers that share their input and train the same channels keep these once
-    for name, index in selection.items():
-        kept[costs[name].input_name, tuple(index.tolist())] = costs[name], len(index)
+    kept = costs.kept(selection)
     weight = sum(row.weight_per_channel * n for row, n in active)
-    activation = sum(row.activation_per_channel * n for row, n in kept.values())
+    activation = sum(row.activation_per_channel * n for row, n in kept)
     activation += sum(row.whole_activation for row, _ in active)
     return SparsityReport(
         epoch=epoch,
@@ -98,7 +96,7 @@ def sparsity(
         units=weight + activation + bias_units,
         budget=budget,
         weight_bytes=sum(row.weight_per_channel * n * element_sizes[row.name] for row, n in active),
-        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in kept.values())
+        activation_bytes=sum(row.activation_per_channel * n * element_sizes[row.name] for row, n in kept)
         + sum(row.whole_activation * element_sizes[row.name] for row, _ in active),
         active_layers=len(active),
         total_layers=len(costs),
