@@ -106,6 +106,8 @@ def reordered_bytes(func, args: tuple, result) -> int:
         return 0
     if read.dim() != 4 or read.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return 0
+    if read.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return 0  # torch computes these itself
     if any(suggest_memory_format(tensor) == torch.channels_last for tensor in (read, weight, written)):
         return 0
     return read.nbytes + written.nbytes
