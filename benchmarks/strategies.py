@@ -1,16 +1,18 @@
 """The evidence for the strategies: all of them on three pretrained networks and two real tasks each.
 
     python benchmarks/strategy_tasks.py data/        # once: the weights and the data
-    THP_MEM_ALLOC_ENABLE=1 python benchmarks/strategies.py data/   # a day on 2 cores; goes on where it was stopped
-    python benchmarks/strategies.py data/ --networks minilm
+    python benchmarks/strategies.py data/ --search --networks mobilenetv2_100 minilm   # the fields of `informed`
+    python benchmarks/strategies.py data/           # half a day on 2 cores; goes on where it was stopped
+    python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
 
-Runs `trady compare` once a network, with the learning rate chosen on validation data for each method, task and budget.
-Each finished run is a line of benchmarks/results/strategies/<network>/results.jsonl.
+Runs `trady compare` once a network, with the learning rate chosen on validation data for each method and task. Each
+finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees training data alone, and
+other seeds.
 """
 
 import argparse
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_trady.cli.main import main as trady
@@ -19,10 +21,14 @@ from hf_trady.cli.models import ModelArguments
 
 RESULTS = Path(__file__).resolve().parent / "results" / "strategies"
 METHODS = (
-    "full", "head_only", "bias_only", "lora", "trady", "informed", "static_rgn", "dynamic_full_random",
-    "static_full_random", "static_topk_random", "dynamic_rgn", "medyate", "paca", "velocity",
+    "full", "head_only", "lora", "trady", "informed", "static_rgn", "dynamic_full_random", "static_topk_random",
+    "dynamic_rgn", "paca", "medyate", "static_full_random", "velocity", "bias_only",
 )  # fmt: skip
 BUDGETS = (0.01, 0.05, 0.2)
+SEARCHED = (
+    "trady", "static_rgn", "informed:tau=0.5", "informed:tau=1", "informed:tau=2", "informed:tau=1,importance=rgn",
+    "informed:tau=2,importance=rgn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,13 @@ class NetworkTasks:
         name: The timm architecture, or the directory of a transformers model below the data.
         tasks: Directories below the data.
         data: Arguments of the data besides its name.
-        learning_rates: To choose from.
-        arguments: Further arguments of `trady compare`.
+        learning_rates: To choose from; the search takes the third.
     """
 
     name: str
     tasks: tuple[str, ...]
     data: dict
     learning_rates: tuple[float, ...]
-    arguments: dict = field(default_factory=dict)
 
     def model(self, root: Path) -> ModelArguments:
         weights = root / f"{self.name}.pth"
@@ -50,16 +54,16 @@ class NetworkTasks:
         return ModelArguments(str(root / self.name))
 
 
-IMAGES = {"image_size": 96, "max_train_samples": 1500, "max_eval_samples": 1000}
-TEXTS = {"max_seq_length": 48, "max_train_samples": 1500, "max_eval_samples": 1000}
-RATES = (3e-4, 1e-3, 3e-3)
+IMAGES = {"image_size": 64, "max_train_samples": 1024, "max_eval_samples": 1000}
+TEXTS = {"max_seq_length": 32, "max_train_samples": 640, "max_eval_samples": 1000}
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),
     "tf_efficientnet_lite0": NetworkTasks("tf_efficientnet_lite0", ("cifar10", "fashion_mnist"), IMAGES, RATES),
-    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (1e-4, 5e-4, 2e-3)),
+    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (2e-4, 6e-4, 2e-3, 6e-3)),
 }
 TRAINING = {
-    "num_train_epochs": 4,
+    "num_train_epochs": 5,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "optim": "adamw_torch",
@@ -76,24 +80,38 @@ def main() -> int:
     parser.add_argument("root", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--budgets", nargs="+", default=[str(budget) for budget in BUDGETS])
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--search", action="store_true", help="search the fields of informed")
     options = parser.parse_args()
     os.chdir(options.root)  # paths are settings of the results: they must not depend on where the data is
     for name in options.networks:
         network = NETWORKS[name]
-        model = network.model(Path())
-        arguments = ["--model_name_or_path", model.model_name_or_path, "--dataset_name", *network.tasks]
-        if model.checkpoint_path is not None:
-            arguments += ["--checkpoint_path", model.checkpoint_path]
-        for key, value in (network.data | TRAINING | network.arguments).items():
-            arguments += [f"--{key}", str(value)]
-        arguments += ["--methods", *options.methods, "--memory_budgets", *options.budgets, "--seeds", *options.seeds]
-        arguments += ["--learning_rates", *map(str, network.learning_rates), "--output_dir", str(RESULTS / name)]
-        code = trady(["compare", *arguments])
+        if options.search:
+            grid = {"methods": SEARCHED, "memory_budgets": BUDGETS[:1], "seeds": (10, 11, 12)}
+            grid |= {"learning_rates": network.learning_rates[2:3]}
+            data = network.data | {"train_val_split": 0.4}
+            network = replace(network, tasks=tuple(f"search/{task}" for task in network.tasks), data=data)
+            code = compare(network, grid, RESULTS / "search" / name)
+        else:
+            grid = {"methods": options.methods, "memory_budgets": BUDGETS, "seeds": options.seeds}
+            code = compare(network, grid | {"learning_rates": network.learning_rates}, RESULTS / name)
         if code:
             return code
     return 0
+
+
+def compare(network: NetworkTasks, grid: dict, output: Path) -> int:
+    """Run `trady compare`; returns its exit code."""
+    model = network.model(Path())
+    settings = network.data | TRAINING | {"model_name_or_path": model.model_name_or_path, "output_dir": output}
+    if model.checkpoint_path is not None:
+        settings["checkpoint_path"] = model.checkpoint_path
+    arguments = ["compare", "--dataset_name", *network.tasks]
+    for key, value in settings.items():
+        arguments += [f"--{key}", str(value)]
+    for key, values in grid.items():
+        arguments += [f"--{key}", *map(str, values)]
+    return trady(arguments)
 
 
 if __name__ == "__main__":

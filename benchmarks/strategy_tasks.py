@@ -12,6 +12,7 @@ import argparse
 import csv
 import gzip
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -44,6 +45,7 @@ def prepare(root: Path, cifar10: Path | None = None, fashion_mnist: Path | None 
     _once(root / "fashion_mnist", lambda path: _write_images(path, *_fashion_mnist(root, fashion_mnist)))
     _once(root / "movie_reviews", lambda path: _write_texts(path, *_movie_reviews(packages)))
     _once(root / "brown_genres", lambda path: _write_texts(path, *_brown_genres(packages)))
+    _once(root / "search", lambda path: _copy_training_data(root, path))
 
 
 def _once(path: Path, write) -> None:
@@ -183,6 +185,15 @@ def _write_texts(folder: Path, train, test, names: list[str]) -> None:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             writer.writerows((text, names[label]) for text, label in zip(*_some(*data, number), strict=True))
+
+
+def _copy_training_data(root: Path, folder: Path) -> None:
+    """To search settings on, without the test data."""
+    for task in ("cifar10", "fashion_mnist"):
+        shutil.copytree(root / task / "train", folder / task / "train")
+    for task in ("movie_reviews", "brown_genres"):
+        (folder / task).mkdir()
+        shutil.copy(root / task / "train.csv", folder / task)
 
 
 if __name__ == "__main__":

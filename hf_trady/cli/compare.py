@@ -2,8 +2,8 @@
 
 Takes what `trady train` takes; --dataset_name may be several data sets, one a task. Every run that has finished is a
 line of results.jsonl: stopped at any moment and started again, the command goes on where it was. With several learning
-rates, each method's is chosen for each task and budget on a part of the training data; the runs that count then train
-on all of it, and are evaluated on the test data.
+rates, each method's is chosen for each task, at the budget in the middle, on a part of the training data; what counts
+then trains on all of it, and is evaluated on the test data. Memory is measured in short runs after these.
 """
 
 import json
@@ -16,19 +16,16 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
-from ..comparison import BASELINES, Grid, Results, Run, Task, run_one, summary
+from ..comparison import Grid, Results, Run, Task, run_one, summary
 from ..comparison.charts import plot_accuracy_and_memory, plot_differences
 from ..comparison.grid import do_all
+from ..comparison.methods import METHODS, parse_method
 from ..comparison.report import markdown
 from ..config import TraDyConfig
 from ..memory import MIB
-from ..selection import STRATEGIES
 from .config import TraDyArguments
 from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
-
-
-METHODS = (*STRATEGIES, *BASELINES)
 
 
 @dataclass
@@ -37,7 +34,7 @@ class CompareArguments:
 
     methods: list[str] = field(
         default_factory=lambda: ["trady", "informed", "static_rgn", "full", "head_only"],
-        metadata={"help": f"Any of {', '.join(METHODS)}."},
+        metadata={"help": f"Any of {', '.join(METHODS)}; a strategy with fields is informed:tau=2,importance=rgn."},
     )
     memory_budgets: list[str] = field(
         default_factory=lambda: ["0.01", "0.05"], metadata={"help": "Of the methods that know a budget."}
@@ -69,7 +66,8 @@ def run(arguments: list[str]) -> int:
     classes = (ModelArguments, ManyDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
     parser = HfArgumentParser(classes, prog="trady compare")
     model_args, data_args, config, args, training_args = parser.parse_args_into_dataclasses(arguments)
-    _refuse_unknown(args.methods)
+    for method in args.methods:
+        parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
     data_of = {Path(one.dataset_name).stem: one for one in data_args.each()}
     grid = Grid(list(data_of), args.methods, budgets, args.seeds, args.learning_rates)
@@ -87,14 +85,9 @@ def run(arguments: list[str]) -> int:
 
     do_all(grid.tuning_runs(), results, do, tqdm)
     do_all(grid.test_runs(results), results, do, tqdm)
+    do_all(grid.memory_runs(results), results, do, tqdm)
     _report(results, output)
     return 0
-
-
-def _refuse_unknown(methods: list[str]) -> None:
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise ValueError(f"methods={unknown[0]!r} is not allowed; it must be any of {', '.join(METHODS)}")
 
 
 def _number(text: str) -> float | int | str:

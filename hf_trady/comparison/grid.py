@@ -15,10 +15,10 @@ class Grid:
 
     Attributes:
         tasks: Names of the tasks.
-        methods: Strategies and baselines.
+        methods: What `parse_method` takes.
         budgets: Of the strategies.
         seeds: Of the runs on the test data.
-        learning_rates: To choose from, on validation data, for each method, task and budget.
+        learning_rates: To choose from, on validation data, for each method and task, at the budget in the middle.
         tuning_seeds: Of the runs that the learning rate is chosen by.
     """
 
@@ -43,28 +43,41 @@ class Grid:
         if len(self.learning_rates) == 1:
             return []
         return [
-            Run("tune", *cell, seed, learning_rate)
+            Run("tune", task, method, self.tuning_budget(method), seed, learning_rate)
             for seed in self.tuning_seeds
-            for cell in self.cells()
+            for task in self.tasks
+            for method in self.methods
             for learning_rate in self.learning_rates
         ]
 
     def test_runs(self, results: Results) -> list[Run]:
         """The runs on the test data. Seeds are the outer loop: what a stopped comparison has, it has of all cells."""
         chosen = chosen_learning_rates(self, results)
-        return [Run("test", *cell, seed, chosen[cell]) for seed in self.seeds for cell in self.cells()]
+        return [Run("test", *cell, seed, chosen[cell[:2]]) for seed in self.seeds for cell in self.cells()]
+
+    def memory_runs(self, results: Results) -> list[Run]:
+        """The short runs that memory is measured in, of the first task and seed."""
+        chosen = chosen_learning_rates(self, results)
+        cells = [cell for cell in self.cells() if cell[0] == self.tasks[0]]
+        return [Run("memory", *cell, self.seeds[0], chosen[cell[:2]]) for cell in cells]
+
+    def tuning_budget(self, method: str) -> float | int | str | None:
+        """The budget in the middle; None for a baseline."""
+        return None if method in BASELINES else self.budgets[len(self.budgets) // 2]
 
 
-def chosen_learning_rates(grid: Grid, results: Results) -> dict[tuple, float]:
-    """By task, method and budget, the learning rate with the highest mean accuracy on the validation data."""
+def chosen_learning_rates(grid: Grid, results: Results) -> dict[tuple[str, str], float]:
+    """By task and method, the learning rate with the highest mean accuracy on the validation data."""
     if len(grid.learning_rates) == 1:
-        return dict.fromkeys(grid.cells(), grid.learning_rates[0])
+        return {cell[:2]: grid.learning_rates[0] for cell in grid.cells()}
 
-    def accuracy(cell: tuple, learning_rate: float) -> float:
-        runs = [Run("tune", *cell, seed, learning_rate) for seed in grid.tuning_seeds]
+    def accuracy(task: str, method: str, learning_rate: float) -> float:
+        budget = grid.tuning_budget(method)
+        runs = [Run("tune", task, method, budget, seed, learning_rate) for seed in grid.tuning_seeds]
         return statistics.mean(results[run]["accuracy"] for run in runs)
 
-    return {cell: max(grid.learning_rates, key=lambda rate: accuracy(cell, rate)) for cell in grid.cells()}
+    pairs = [(task, method) for task in grid.tasks for method in grid.methods]
+    return {pair: max(grid.learning_rates, key=lambda rate: accuracy(*pair, rate)) for pair in pairs}
 
 
 def do_all(runs: Iterable[Run], results: Results, run_one: Callable[[Run], dict], progress: Callable) -> None:

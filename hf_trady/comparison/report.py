@@ -13,8 +13,8 @@ def markdown(results: Results) -> str:
     tasks = sorted({task for row in rows for task in row["by_task"]})
     lines = [
         f"Accuracy on the test data in percent: mean and standard deviation over seeds, of {len(results)} runs.",
-        "The peak is that of the process in training, above what it held before. Time includes what is measured",
-        "before the first epoch.",
+        "The peak is that of the process in short runs of training, above what it held before. Time includes what is",
+        "measured before the first epoch.",
         "",
         "| method | budget | " + " | ".join(tasks) + " | mean | peak, MiB | time, s |",
         "| --- | --- | " + "--- | " * len(tasks) + "--- | --- | --- |",

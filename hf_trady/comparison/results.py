@@ -85,12 +85,12 @@ def summary(results: Results) -> list[dict]:
 
     Returns:
         method, budget, runs, accuracy (mean over tasks and seeds), std (of the seeds' means over tasks), by_task (task
-        -> mean and standard deviation over seeds), peak_bytes and seconds (means), over_budget (whether a draw cost
-        more units than the budget).
+        -> mean and standard deviation over seeds), peak_bytes (of the runs that measure it), seconds (mean),
+        over_budget (whether a draw cost more units than the budget).
     """
     rows = []
     for method, budget in _columns(results):
-        runs = [run for run in results if run.phase == "test" and (run.method, run.budget) == (method, budget)]
+        runs = _of(results, "test", method, budget)
         figures = [results[run] for run in runs]
         accuracy = {(run.task, run.seed): results[run]["accuracy"] for run in runs}
         tasks, seeds = sorted({task for task, _ in accuracy}), sorted({seed for _, seed in accuracy})
@@ -104,7 +104,7 @@ def summary(results: Results) -> list[dict]:
                 "accuracy": float(np.mean([np.mean(values) for values in by_task.values()])),
                 "std": _std([np.mean([accuracy[task, seed] for task in tasks]) for seed in complete]),
                 "by_task": {task: (float(np.mean(values)), _std(values)) for task, values in by_task.items()},
-                "peak_bytes": _mean(entry["peak_bytes"] for entry in figures),
+                "peak_bytes": _mean(results[run]["peak_bytes"] for run in _of(results, "memory", method, budget)),
                 "seconds": _mean(entry["seconds"] for entry in figures),
                 "over_budget": any((entry["units"] or 0) > (entry["budget_units"] or np.inf) for entry in figures),
             }
@@ -151,11 +151,11 @@ def _columns(results: Results) -> list[tuple]:
 
 
 def _accuracies(results: Results, method: str, budget) -> dict[tuple[str, int], float]:
-    return {
-        (run.task, run.seed): results[run]["accuracy"]
-        for run in results
-        if run.phase == "test" and (run.method, run.budget) == (method, budget)
-    }
+    return {(run.task, run.seed): results[run]["accuracy"] for run in _of(results, "test", method, budget)}
+
+
+def _of(results: Results, phase: str, method: str, budget) -> list[Run]:
+    return [run for run in results if (run.phase, run.method, run.budget) == (phase, method, budget)]
 
 
 def _mean(values) -> float | None:

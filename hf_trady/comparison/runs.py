@@ -17,6 +17,10 @@ from ..memory.tracker import return_freed_memory
 from ..model import TraDyModel
 from ..training import TraDyTrainer
 from .baselines import BASELINES, make_baseline
+from .methods import parse_method
+
+
+MEMORY_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class Run:
 
     Attributes:
         phase: `"tune"`: trained on a part of the training data and evaluated on the rest, to choose the learning rate;
-            `"test"`: trained on all of it and evaluated on the test data.
+            `"test"`: trained on all of it and evaluated on the test data; `"memory"`: a few steps, to take the peak.
         task: Name of the task.
-        method: A strategy, or one of `BASELINES`.
+        method: What `parse_method` takes.
         budget: `memory_budget`; None for a baseline.
         seed: Of the head, the order of the data and the channels.
         learning_rate: The highest of its schedule.
@@ -79,7 +83,7 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
     Returns:
         accuracy: Of the evaluation.
         loss: Of the evaluation.
-        peak_bytes: Highest peak of the process in training, above what it held before it.
+        peak_bytes: Highest peak of the process in training, above what it held before it, in phase `"memory"`.
         seconds: Of training, whatever had to be measured before included.
         train_seconds: Of the epochs alone.
         units: The most that a draw cost; None for a baseline.
@@ -88,7 +92,9 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
     args = copy.deepcopy(args)
     args.learning_rate, args.seed, args.data_seed = run.learning_rate, run.seed, run.seed
     args.output_dir = tempfile.mkdtemp(prefix="trady-compare-")
-    return_freed_memory()  # for every method alike
+    if run.phase == "memory":
+        args.max_steps = MEMORY_STEPS
+        return_freed_memory()  # for every method alike; it takes time, which the other phases are spared
     try:
         set_seed(run.seed)
         model = task.make_model()
@@ -97,28 +103,30 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
         others = {"eval_dataset": task.validation, "compute_metrics": _accuracy, **task.trainer_kwargs}
         datasets = {"train_dataset": train, **others}
         if run.method in BASELINES:
-            return _train(_baseline_trainer(run, model, args, datasets), test)
+            return _train(run, _baseline_trainer(run, model, args, datasets), test)
+        strategy, given = parse_method(run.method)
         config = TraDyConfig.from_dict(
-            config.to_dict() | {"strategy": run.method, "memory_budget": run.budget, "seed": run.seed}
+            config.to_dict() | {"strategy": strategy, "memory_budget": run.budget, "seed": run.seed} | given
         )
         trainer = TraDyTrainer(TraDyModel(model, config), args, ranking_steps=ranking_steps, **datasets)
-        figures = _train(trainer, test)
+        figures = _train(run, trainer, test)
         units = max(entry["trady/units"] for entry in trainer.state.log_history if "trady/units" in entry)
         return figures | {"units": units, "budget_units": trainer.model.budget}
     finally:
         shutil.rmtree(args.output_dir, ignore_errors=True)
 
 
-def _train(trainer: Trainer, test: Dataset) -> dict:
+def _train(run: Run, trainer: Trainer, test: Dataset) -> dict:
     start = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - start
     peaks = next(callback.peaks for callback in trainer.callback_handler.callbacks if hasattr(callback, "peaks"))
-    evaluated = trainer.evaluate(test)
+    measures = run.phase == "memory"
+    evaluated = {} if measures else trainer.evaluate(test)
     return {
-        "accuracy": evaluated["eval_accuracy"],
-        "loss": evaluated["eval_loss"],
-        "peak_bytes": max(peaks.values(), default=None),
+        "accuracy": evaluated.get("eval_accuracy"),
+        "loss": evaluated.get("eval_loss"),
+        "peak_bytes": max(peaks.values(), default=None) if measures else None,
         "seconds": seconds,
         "train_seconds": result.metrics["train_runtime"],
         "units": None,

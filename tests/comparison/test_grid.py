@@ -32,13 +32,16 @@ def finished(path, grid=GRID, run_one=figures) -> Results:
     results = Results(path, {"epochs": 1})
     do_all(grid.tuning_runs(), results, run_one, Bar)
     do_all(grid.test_runs(results), results, run_one, Bar)
+    do_all(grid.memory_runs(results), results, run_one, Bar)
     return results
 
 
 def test_every_cell_is_tuned_and_tested_once(tmp_path):
     results = finished(tmp_path / "r.jsonl")
     cells = 2 * (2 * 2 + 1)
-    assert len([run for run in results if run.phase == "tune"]) == cells * 3
+    tuned = [run for run in results if run.phase == "tune"]
+    assert len(tuned) == 2 * 3 * 3 and {run.budget for run in tuned} == {0.1, None}  # the middle one of two is the 2nd
+    assert len([run for run in results if run.phase == "memory"]) == cells // 2
     tests = [run for run in results if run.phase == "test"]
     assert len(tests) == len({(r.task, r.method, r.budget, r.seed) for r in tests}) == cells * 3
     assert all(run.learning_rate == (0.01 if run.method == "trady" else 0.1) for run in tests)
@@ -48,7 +51,8 @@ def test_every_cell_is_tuned_and_tested_once(tmp_path):
 def test_one_learning_rate_is_taken_as_it_is(tmp_path):
     grid = Grid(["a"], ["trady"], [0.1], [0], [0.3])
     results = finished(tmp_path / "r.jsonl", grid)
-    assert [run.phase for run in results] == ["test"] and set(chosen_learning_rates(grid, results).values()) == {0.3}
+    assert [run.phase for run in results] == ["test", "memory"]
+    assert set(chosen_learning_rates(grid, results).values()) == {0.3}
 
 
 @given(st.integers(0, 60), st.integers(0, 200))
