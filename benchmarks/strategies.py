@@ -6,8 +6,8 @@
     python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
 
 Runs `trady compare` once a network, with the learning rate chosen on validation data for each method and task. Each
-finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees training data alone, and
-other seeds.
+finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees training data alone,
+and other seeds.
 """
 
 import argparse
