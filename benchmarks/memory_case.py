@@ -32,7 +32,7 @@ from memory_networks import NETWORKS, Batch, loss_of
 from torch import nn
 
 from hf_trady.memory import StepSetup, predict_step
-from hf_trady.memory.tracker import return_freed_memory
+from hf_trady.memory.glibc import return_freed_memory
 
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from ..config import TraDyConfig
 from ..memory import PeakTracker
-from ..memory.tracker import return_freed_memory
+from ..memory.glibc import return_freed_memory
 from ..model import TraDyModel
 from ..training import TraDyTrainer
 from .baselines import BASELINES, make_baseline

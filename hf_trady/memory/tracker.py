@@ -1,15 +1,14 @@
 """Measures what training really takes in memory."""
 
-import ctypes
 from pathlib import Path
 
 import torch
 
+from .glibc import return_freed_memory
+
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-_RETURNED_FROM = 128 * 1024  # bytes; glibc's own initial threshold
 
 
 class PeakTracker:
@@ -76,22 +75,6 @@ class PeakTracker:
         if self.method == "mps":
             return torch.mps.current_allocated_memory()
         return _status("VmRSS") - _status("RssFile") if self.method == "rss" else 0
-
-
-def return_freed_memory() -> bool:
-    """Make the C library give freed tensors back to the system at once; returns whether it could be told to.
-
-    By itself glibc raises the size from which it does so up to 32 MiB, as large blocks are freed, and keeps what is
-    smaller in a heap with holes: the peak of a step is then higher, and differs from run to run, as
-    `benchmarks/memory.py` shows. The price is time, as the system clears each block anew; less where torch may ask for
-    huge pages (`THP_MEM_ALLOC_ENABLE=1` in the environment).
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        return False
-    done = libc.mallopt(_M_MMAP_THRESHOLD, _RETURNED_FROM) and libc.mallopt(_M_TRIM_THRESHOLD, _RETURNED_FROM)
-    libc.malloc_trim(0)
-    return bool(done)
 
 
 def _method(device: torch.device) -> str | None:
