@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..config import TraDyConfig
+from ..targets import find_heads
 from .data import Data
 
 
@@ -121,6 +122,8 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
     )
     model = TimmWrapperForImageClassification(wrapper_config)
     model.timm_model.load_state_dict(network.state_dict())
+    for head in find_heads(model, None):  # new, as from_pretrained makes it: timm's start with logits in the tens
+        model.get_submodule(head).apply(model._init_weights)
     return model
 
 
