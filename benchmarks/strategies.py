@@ -5,7 +5,7 @@
     python benchmarks/strategies.py data/           # half a day on 2 cores; goes on where it was stopped
     python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
 
-Runs `trady compare` once a network, with the learning rate chosen on validation data for each method and task. Each
+Runs `trady compare` once a network, with each method's learning rate chosen on validation data of the first task. Each
 finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees training data alone,
 and other seeds.
 """
@@ -53,9 +53,9 @@ class NetworkTasks:
         return ModelArguments(str(root / self.name))
 
 
-SAMPLES = {"max_eval_samples": 1000}
+SAMPLES = {"max_eval_samples": 800}
 IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 768, "per_device_train_batch_size": 32}
-TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 384, "per_device_train_batch_size": 16}
+TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 320, "per_device_train_batch_size": 16}
 RATES = (5e-4, 2e-3, 8e-3)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),
@@ -93,6 +93,7 @@ def main() -> int:
             code = compare(network, grid, RESULTS / "search" / name)
         else:
             grid = {"methods": options.methods, "memory_budgets": BUDGETS, "seeds": options.seeds}
+            grid |= {"tuning_tasks": network.tasks[:1]}
             code = compare(network, grid | {"learning_rates": network.learning_rates}, RESULTS / name)
         if code:
             return code

@@ -12,6 +12,7 @@ from .config import TraDyConfig
 from .conversion import Conversion
 from .layers import ActiveChannels, read_channels
 from .memory import FittedBudget, StepSetup, fit_bytes
+from .passes import nothing_moves
 from .projection import project_gradients
 from .sampler import ChannelSampler
 from .selection import (
@@ -166,6 +167,17 @@ class CalibratedMixin:
         if self.fitted is None:
             self._fit_when_possible()
         return record
+
+    @contextmanager
+    def one_channel_active(self):
+        """Let a channel of the first layer that the budget reaches be the only active one for the duration of the
+        block, after which weights, buffers and gradients are what they were."""
+        pool = (self._part_size()[1] if self.needs_measuring else self.pool).subset(self._targets)
+        first = next(iter(pool))
+        active = self._make_active(pool.subset([first.name]), first.space + self._sampler.bias_units)
+        with self._instead(active), nothing_moves(self, active):
+            active.assign({first.name: torch.tensor([0])})
+            yield
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.

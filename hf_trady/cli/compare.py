@@ -2,8 +2,8 @@
 
 Takes what `trady train` takes; --dataset_name may be several data sets, one a task. Every run that has finished is a
 line of results.jsonl: stopped at any moment and started again, the command goes on where it was. With several learning
-rates, each method's is chosen for each task, at the budget in the middle, on a part of the training data; what counts
-then trains on all of it, and is evaluated on the test data. Memory is measured in short runs after these.
+rates, each method's is chosen on a part of the training data, at the budget in the middle; what counts then trains on
+all of it, and is evaluated on the test data. Memory is measured in short runs after these.
 """
 
 import json
@@ -43,6 +43,10 @@ class CompareArguments:
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-3], metadata={"help": "To choose from; one is taken as it is."}
     )
+    tuning_tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": "The tasks that a method's learning rate is chosen on; default: all."},
+    )
     validation_share: float = field(
         default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
     )
@@ -70,7 +74,10 @@ def run(arguments: list[str]) -> int:
         parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
     data_of = {Path(one.dataset_name).stem: one for one in data_args.each()}
-    grid = Grid(list(data_of), args.methods, budgets, args.seeds, args.learning_rates)
+    for task in args.tuning_tasks or ():
+        if task not in data_of:
+            raise ValueError(f"tuning_tasks={task!r} is not allowed; it must be any of {', '.join(data_of)}")
+    grid = Grid(list(data_of), args.methods, budgets, args.seeds, args.learning_rates, tuning_tasks=args.tuning_tasks)
     output = Path(training_args.output_dir)
     results = Results(output / "results.jsonl", _settings(model_args, data_args, config, args, training_args))
     logging.set_verbosity_error()
@@ -121,8 +128,8 @@ def _task(args: ModelArguments, revision: str | None, data: Data, share: float) 
 
 def _settings(*arguments) -> dict:
     """What must be the same for all runs of a file of results: every argument but those that span the grid."""
-    spans = {"output_dir", "methods", "memory_budgets", "seeds", "learning_rates", "dataset_name", "strategy",
-             "memory_budget", "logging_dir", "token"}  # fmt: skip
+    spans = {"output_dir", "methods", "memory_budgets", "seeds", "learning_rates", "tuning_tasks", "dataset_name",
+             "strategy", "memory_budget", "logging_dir", "token"}  # fmt: skip
     settings = {}
     for part in arguments:
         values = part.to_dict() if hasattr(part, "to_dict") else vars(part)

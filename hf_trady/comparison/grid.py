@@ -18,8 +18,9 @@ class Grid:
         methods: What `parse_method` takes.
         budgets: Of the strategies.
         seeds: Of the runs on the test data.
-        learning_rates: To choose from, on validation data, for each method and task, at the budget in the middle.
+        learning_rates: To choose from for each method, at the budget in the middle, on validation data.
         tuning_seeds: Of the runs that the learning rate is chosen by.
+        tuning_tasks: Tasks whose mean accuracy it is chosen by; None for all.
     """
 
     tasks: Sequence[str]
@@ -28,6 +29,7 @@ class Grid:
     seeds: Sequence[int]
     learning_rates: Sequence[float]
     tuning_seeds: Sequence[int] = (0,)
+    tuning_tasks: Sequence[str] | None = None
 
     def cells(self) -> list[tuple[str, str, float | int | str | None]]:
         """Task, method, budget. A baseline has no budget."""
@@ -42,42 +44,45 @@ class Grid:
         """The runs that learning rates are chosen by; none if there is nothing to choose."""
         if len(self.learning_rates) == 1:
             return []
+        return [run for method in self.methods for rate in self.learning_rates for run in self.runs_with(method, rate)]
+
+    def runs_with(self, method: str, learning_rate: float) -> list[Run]:
+        """The runs that tell how good `learning_rate` is for `method`."""
+        budget = None if method in BASELINES else self.budgets[len(self.budgets) // 2]
         return [
-            Run("tune", task, method, self.tuning_budget(method), seed, learning_rate)
+            Run("tune", task, method, budget, seed, learning_rate)
             for seed in self.tuning_seeds
-            for task in self.tasks
-            for method in self.methods
-            for learning_rate in self.learning_rates
+            for task in self.tuning_tasks or self.tasks
         ]
 
     def test_runs(self, results: Results) -> list[Run]:
         """The runs on the test data. Seeds are the outer loop: what a stopped comparison has, it has of all cells."""
         chosen = chosen_learning_rates(self, results)
-        return [Run("test", *cell, seed, chosen[cell[:2]]) for seed in self.seeds for cell in self.cells()]
+        return [
+            Run("test", task, method, budget, seed, chosen[method])
+            for seed in self.seeds
+            for task, method, budget in self.cells()
+        ]
 
     def memory_runs(self, results: Results) -> list[Run]:
         """The short runs that memory is measured in, of the first task and seed."""
         chosen = chosen_learning_rates(self, results)
-        cells = [cell for cell in self.cells() if cell[0] == self.tasks[0]]
-        return [Run("memory", *cell, self.seeds[0], chosen[cell[:2]]) for cell in cells]
+        return [
+            Run("memory", task, method, budget, self.seeds[0], chosen[method])
+            for task, method, budget in self.cells()
+            if task == self.tasks[0]
+        ]
 
-    def tuning_budget(self, method: str) -> float | int | str | None:
-        """The budget in the middle; None for a baseline."""
-        return None if method in BASELINES else self.budgets[len(self.budgets) // 2]
 
-
-def chosen_learning_rates(grid: Grid, results: Results) -> dict[tuple[str, str], float]:
-    """By task and method, the learning rate with the highest mean accuracy on the validation data."""
+def chosen_learning_rates(grid: Grid, results: Results) -> dict[str, float]:
+    """By method, the learning rate with the highest mean accuracy on the validation data."""
     if len(grid.learning_rates) == 1:
-        return {cell[:2]: grid.learning_rates[0] for cell in grid.cells()}
+        return dict.fromkeys(grid.methods, grid.learning_rates[0])
 
-    def accuracy(task: str, method: str, learning_rate: float) -> float:
-        budget = grid.tuning_budget(method)
-        runs = [Run("tune", task, method, budget, seed, learning_rate) for seed in grid.tuning_seeds]
-        return statistics.mean(results[run]["accuracy"] for run in runs)
+    def accuracy(method: str, learning_rate: float) -> float:
+        return statistics.mean(results[run]["accuracy"] for run in grid.runs_with(method, learning_rate))
 
-    pairs = [(task, method) for task in grid.tasks for method in grid.methods]
-    return {pair: max(grid.learning_rates, key=lambda rate: accuracy(*pair, rate)) for pair in pairs}
+    return {method: max(grid.learning_rates, key=lambda rate: accuracy(method, rate)) for method in grid.methods}
 
 
 def do_all(runs: Iterable[Run], results: Results, run_one: Callable[[Run], dict], progress: Callable) -> None:

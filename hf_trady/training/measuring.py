@@ -2,6 +2,7 @@
 
 import random
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +22,6 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model: What it trains, unwrapped.
         num_steps: Batches.
     """
-
-    def compute_loss(_: nn.Module, batch) -> Tensor:
-        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-
     training, held_out = model.training, model.measures_held_out
     with kept_random_states():
         set_seed(trainer.args.seed + (0 if held_out else model.epoch))
@@ -36,7 +32,7 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model.measure(
             loader(),
             num_steps=1 if held_out else num_steps,
-            compute_loss=compute_loss,
+            compute_loss=partial(_compute_loss, trainer),
             disable_tqdm=trainer.args.disable_tqdm or not trainer.is_local_process_zero(),
         )
     model.train(training)
@@ -47,6 +43,23 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model.set_channel_scores(scores)
     if fitted != model.fitted:
         model.set_fitted(fitted)
+
+
+def warm_up(trainer: Trainer, model: TraDyModel) -> None:
+    """Do a step that changes nothing, so that what libraries load and compile for one is there before memory is
+    measured: tens of MiB that stay, and as many while a kernel is compiled."""
+    training = model.training
+    with kept_random_states():
+        model.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        with model.one_channel_active():
+            _compute_loss(trainer, model, batch).backward()
+    model.train(training)
+
+
+def _compute_loss(trainer: Trainer, _: nn.Module, batch) -> Tensor:
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
 
 
 def agree(value):

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, find_labels
+from transformers.utils import SAFE_WEIGHTS_NAME, find_labels, logging
 
-from ..memory import FittedBudget, StepSetup
+from ..memory import MIB, FittedBudget, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
 from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .callback import TraDyCallback
-from .measuring import agree, kept_random_states, measure
+from .measuring import agree, kept_random_states, measure, warm_up
 
+
+logger = logging.get_logger(__name__)
 
 BATCHES_COMPARED = 8
 
@@ -93,8 +95,10 @@ class TraDyTrainer(Trainer):
             self._calibrate(model, fits)
         if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file() and model.layer_ranking is None:
             model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
+        if model.byte_budget is not None:
+            warm_up(self, model)
         if model.needs_measuring:
-            measure(self, model, self.ranking_steps)
+            self._measure_first(model)
 
     def _restore_known(self, model: TraDyModel, checkpoint: str | os.PathLike) -> FittedBudget | None:
         """Take what a budget in bytes bought, and what was known of the channels, when `checkpoint` was written."""
@@ -116,6 +120,19 @@ class TraDyTrainer(Trainer):
         fitted = agree(model.fitted)
         if fitted != model.fitted:
             model.set_fitted(fitted)
+
+    def _measure_first(self, model: TraDyModel) -> None:
+        """Measure what the strategy goes by; tell what that takes where the budget is in bytes."""
+        tracker = PeakTracker(self.args.device) if model.byte_budget is not None else None
+        measure(self, model, self.ranking_steps)
+        peak = tracker.peak if tracker is not None else None
+        if peak is not None:
+            self.log({"trady/measuring_peak_bytes": peak})
+            if peak > model.byte_budget:
+                logger.warning(
+                    f"Measuring gradients took {peak / MIB:,.1f} MiB, more than the budget of "
+                    f"{model.byte_budget / MIB:,.1f} MiB; a layer ranking made elsewhere spares it (trady rank)."
+                )
 
     def step_setup(self) -> StepSetup:
         """What a step of this Trainer does besides the model, as its arguments say."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -52,7 +53,14 @@ def test_one_learning_rate_is_taken_as_it_is(tmp_path):
     grid = Grid(["a"], ["trady"], [0.1], [0], [0.3])
     results = finished(tmp_path / "r.jsonl", grid)
     assert [run.phase for run in results] == ["test", "memory"]
-    assert set(chosen_learning_rates(grid, results).values()) == {0.3}
+    assert chosen_learning_rates(grid, results) == {"trady": 0.3}
+
+
+def test_a_learning_rate_may_be_chosen_on_some_of_the_tasks(tmp_path):
+    grid = dataclasses.replace(GRID, tuning_tasks=["b"])
+    results = finished(tmp_path / "r.jsonl", grid)
+    assert {run.task for run in results if run.phase == "tune"} == {"b"}
+    assert {run.task for run in results if run.phase == "test"} == {"a", "b"}
 
 
 @given(st.integers(0, 60), st.integers(0, 200))

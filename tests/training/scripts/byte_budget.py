@@ -12,7 +12,6 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
-from hf_trady.memory import PeakTracker
 from tests.tiny import Rows
 
 
@@ -47,9 +46,8 @@ def main(network: str, layout: str, budget: str, directory: Path) -> None:
         train_dataset=data,
         ranking_steps=1,
     )
-    tracker = PeakTracker()
     trainer.prepare_model()
-    measuring = tracker.peak
+    measuring = trainer.state.log_history[-1]["trady/measuring_peak_bytes"]
     trainer.train()
     callback = next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "verdict"))
     model = trainer.model
