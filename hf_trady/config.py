@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .files import write_text
+from .hub import PushToHubMixin, local_directory
 from .lean import MODES
 from .memory import parse_budget
 from .selection.importance import IMPORTANCE
@@ -23,7 +24,7 @@ CONFIG_NAME = "trady_config.json"
 
 
 @dataclass
-class TraDyConfig:
+class TraDyConfig(PushToHubMixin):
     """Configuration of a [`TraDyModel`].
 
     Names and matching rules are those of PEFT where it has them. Every field is checked when the config is made.
@@ -202,14 +203,19 @@ class TraDyConfig:
         write_text(Path(save_directory) / CONFIG_NAME, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> "TraDyConfig":
-        """Read `trady_config.json` from the directory `path`.
+    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs) -> "TraDyConfig":
+        """Read `trady_config.json` from the directory `path`, or from the Hub repository of that id.
+
+        Args:
+            path: The directory or the repository.
+            **hub_kwargs: As for [`TraDyModel.from_pretrained`].
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If there is no such file or repository.
+            OSError: If the Hub can't be reached.
             ValueError: If it is not a JSON object or holds a value that is not allowed.
         """
-        file = Path(path) / CONFIG_NAME
+        file = local_directory(path, [CONFIG_NAME], **hub_kwargs) / CONFIG_NAME
         if not file.is_file():
             raise FileNotFoundError(f"no {CONFIG_NAME} in '{path}'; give a directory written by save_pretrained")
         try:

@@ -1,19 +1,24 @@
 """`save_pretrained` and `from_pretrained` of a TraDyModel."""
 
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from ..config import TraDyConfig
-from ..memory import FittedBudget
-from ..selection import RANKING_NAME, ChannelScores, LayerRanking
+from ..config import CONFIG_NAME, TraDyConfig
+from ..hub import PushToHubMixin, local_directory
+from ..hub.base_models import base_model_name, build_base_model, task_type
+from ..memory import FITTED_NAME, FittedBudget
+from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
 from .trained_state import is_covered, refuse_misfit
-from .weights_file import TrainedState, load_state, save_state
+from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
 
 
-class PretrainedMixin:
+SAVED_NAMES = (CONFIG_NAME, WEIGHTS_NAME, RANKING_NAME, SCORES_NAME, FITTED_NAME, "config.json")
+
+
+class PretrainedMixin(PushToHubMixin):
     """Saves what training has changed, and puts it into a fresh base model again."""
 
     trady_config: TraDyConfig
@@ -49,28 +54,59 @@ class PretrainedMixin:
         base_config = getattr(self.base_model, "config", None)
         if hasattr(base_config, "save_pretrained"):
             base_config.save_pretrained(save_directory)
-        self.trady_config.save_pretrained(save_directory)
+        config = replace(
+            self.trady_config,
+            base_model_name_or_path=self.trady_config.base_model_name_or_path or base_model_name(self.base_model),
+            task_type=self.trady_config.task_type or task_type(self.base_model),
+        )
+        config.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, base_model: nn.Module, example_inputs: Any = None):
-        """Load what `save_pretrained` wrote into `base_model`, bit for bit.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        base_model: nn.Module | None = None,
+        example_inputs: Any = None,
+        *,
+        trust_remote_code: bool = False,
+        **hub_kwargs: Any,
+    ):
+        """Load what `save_pretrained` wrote into the base model, bit for bit.
 
         Args:
-            path: The directory.
-            base_model: The model that the run started from, with the same weights.
+            path: The directory, or the id of a repository on the Hub.
+            base_model: The model that the run started from, with the same weights; by default it is built from what
+                the run's config names.
             example_inputs: As for the class; only needed to train on without a [`TraDyTrainer`].
+            trust_remote_code: Let the base model run code that comes with it.
+            **hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`, as
+                huggingface_hub names them.
 
         Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is corrupt or `base_model` is not the one that was fine-tuned; it is then unchanged.
+            FileNotFoundError: If a file or the repository is missing.
+            OSError: If the Hub can't be reached.
+            ValueError: If a file is corrupt, or `base_model` can't be built or is not the one that was fine-tuned; it
+                is then unchanged.
         """
-        config, state = TraDyConfig.from_pretrained(path), load_state(path)
+        directory = local_directory(path, SAVED_NAMES, **hub_kwargs)
+        config, state = TraDyConfig.from_pretrained(directory), load_state(directory)
         config.layer_ranking = None  # the one in `path` is a copy of it
-        has_ranking = (Path(path) / RANKING_NAME).is_file()
-        ranking = LayerRanking.from_pretrained(path) if has_ranking else None
+        has_ranking = (directory / RANKING_NAME).is_file()
+        ranking = LayerRanking.from_pretrained(directory) if has_ranking else None
+        if base_model is None:
+            known = {key: hub_kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in hub_kwargs}
+            base_model = build_base_model(
+                config.base_model_name_or_path,
+                config.task_type,
+                directory,
+                state.tensors,
+                revision=config.revision or "main",
+                trust_remote_code=trust_remote_code,
+                **known,
+            )
         refuse_misfit(base_model, state)
         model = cls(base_model, config, example_inputs, ranking)
-        scores = ChannelScores.from_pretrained(path)
+        scores = ChannelScores.from_pretrained(directory)
         if scores is not None:
             model.set_channel_scores(scores)
         model.restore(state)

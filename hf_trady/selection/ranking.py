@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..files import write_text
+from ..hub import PushToHubMixin, local_directory
 from .cost import CostTable
 from .importance import IMPORTANCE
 
@@ -19,7 +20,7 @@ BUDGET_SHARE = 0.2  # of the memory of the layers that MeDyate draws from
 
 
 @dataclass(frozen=True)
-class LayerRanking:
+class LayerRanking(PushToHubMixin):
     """Scores of an architecture's layers.
 
     Attributes:
@@ -96,17 +97,23 @@ class LayerRanking:
         write_text(Path(save_directory) / RANKING_NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> "LayerRanking":
-        """Read a ranking from a JSON file or from the directory that holds `layer_ranking.json`.
+    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs) -> "LayerRanking":
+        """Read a ranking from a JSON file, or `layer_ranking.json` from a directory or a Hub repository.
+
+        Args:
+            path: The file, the directory or the id of the repository.
+            **hub_kwargs: As for [`TraDyModel.from_pretrained`].
 
         Raises:
             FileNotFoundError: If there is none.
+            OSError: If the Hub can't be reached.
             ValueError: If the file is not a layer ranking.
         """
         file = Path(path)
-        file = file / RANKING_NAME if file.is_dir() else file
+        if not file.is_file() and file.suffix != ".json":
+            file = local_directory(path, [RANKING_NAME], **hub_kwargs) / RANKING_NAME
         if not file.is_file():
-            raise FileNotFoundError(f"no layer ranking at '{path}'; give a {RANKING_NAME} or a directory with one")
+            raise FileNotFoundError(f"no layer ranking at '{path}'; give a {RANKING_NAME}, or where one is")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             ranking = cls(

@@ -1,0 +1,103 @@
+"""The base model of a saved run: what it is called, and how it is built anew."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    TimmWrapperForImageClassification,
+)
+from transformers.models.auto import modeling_auto as names_of
+
+
+# By task, PEFT's name where it has one: the auto class, and which class it makes of each type of model.
+AUTO_CLASSES = {
+    "SEQ_CLS": (AutoModelForSequenceClassification, names_of.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    "TOKEN_CLS": (AutoModelForTokenClassification, names_of.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
+    "QUESTION_ANS": (AutoModelForQuestionAnswering, names_of.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+    "CAUSAL_LM": (AutoModelForCausalLM, names_of.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "SEQ_2_SEQ_LM": (AutoModelForSeq2SeqLM, names_of.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    "IMAGE_CLS": (AutoModelForImageClassification, names_of.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "FEATURE_EXTRACTION": (AutoModel, names_of.MODEL_MAPPING_NAMES),
+}
+
+
+def base_model_name(model: nn.Module) -> str | None:
+    """Hub id or path of the weights that `model` was loaded from, or its timm architecture; None if it has neither."""
+    if isinstance(model, TimmWrapperForImageClassification):
+        return base_model_name(model.timm_model) or model.config.architecture
+    if isinstance(model, PreTrainedModel):
+        return model.name_or_path or None
+    given = getattr(model, "pretrained_cfg", None)
+    if not isinstance(given, Mapping) or not given.get("architecture"):
+        return None
+    return ".".join(part for part in (given["architecture"], given.get("tag")) if part)
+
+
+def task_type(model: nn.Module) -> str | None:
+    """The task that `model` is made for, a key of `AUTO_CLASSES`; None if it is no transformers model, or another."""
+    if isinstance(model, PreTrainedModel):
+        for task, (_, classes) in AUTO_CLASSES.items():
+            made = classes.get(model.config.model_type, ())
+            if type(model).__name__ in ((made,) if isinstance(made, str) else made):
+                return task
+    return None
+
+
+def build_base_model(
+    name: str | None, task: str | None, directory: Path, tensors: Mapping[str, Tensor], **kwargs: Any
+) -> nn.Module:
+    """The base model of a saved run, with the weights that it started from.
+
+    Args:
+        name: Hub id, path or timm architecture.
+        task: A key of `AUTO_CLASSES`; None for a plain timm model.
+        directory: Holds the base model's `config.json`, if it had one.
+        tensors: What the run saved whole: tells how many classes the head of a plain timm model has.
+        **kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `trust_remote_code` of transformers.
+
+    Raises:
+        ValueError: If it can't be built; the message says why.
+    """
+    if name is None:
+        raise ValueError("the saved run does not name its base model; pass base_model=")
+    try:
+        if (directory / "config.json").is_file():
+            return _transformers_model(name, task, directory, kwargs)
+        return _timm_model(name, tensors)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"can't build the base model '{name}' ({reason}); pass base_model=") from error
+
+
+def _transformers_model(name: str, task: str | None, directory: Path, kwargs: dict) -> nn.Module:
+    trusted = kwargs.get("trust_remote_code", False)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
+    if timm.is_model(name):
+        model = TimmWrapperForImageClassification(config)
+        network = timm.create_model(name, pretrained=True, num_classes=config.num_labels)
+        model.timm_model.load_state_dict(network.state_dict())
+        return model
+    if task not in AUTO_CLASSES:
+        raise ValueError(f"its task_type is {task!r}; known are {', '.join(AUTO_CLASSES)}")
+    return AUTO_CLASSES[task][0].from_pretrained(name, config=config, ignore_mismatched_sizes=True, **kwargs)
+
+
+def _timm_model(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    if not timm.is_model(name):
+        raise ValueError("timm knows no such architecture, and there is no config.json of a transformers model")
+    head = timm.get_pretrained_cfg(name).classifier
+    weight = tensors.get(f"{head}.weight") if isinstance(head, str) else None
+    classes = {} if weight is None else {"num_classes": len(weight)}
+    return timm.create_model(name, pretrained=True, **classes)
