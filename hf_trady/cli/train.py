@@ -69,13 +69,18 @@ def run(arguments: list[str]) -> int:
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    card = {"dataset": Path(data_args.dataset_name).name}
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         output = Path(training_args.output_dir)
         selections = [model.draw(epoch) for epoch in range(model.epoch + 1)]
         plot_layer_updates(model.costs, selections, output / "layer_updates.png", title=model_args.model_name_or_path)
         print(model.report())
         model.print_trainable_parameters()
-        print(f"Written to {output}: the model, all_results.json, layer_updates.png")
+        print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
     return 0 if math.isfinite(metrics["eval_loss"]) else 1
 
 

@@ -1,9 +1,10 @@
-from .pretrained import PretrainedMixin
+from .pretrained import SAVED_NAMES, PretrainedMixin
 from .trained_state import buffer_checksums, collect_state, mark_touched, refuse_misfit, restore_state, touch_changed
 from .weights_file import WEIGHTS_NAME, TrainedState, checksum, load_state, save_state
 
 
 __all__ = [
+    "SAVED_NAMES",
     "WEIGHTS_NAME",
     "PretrainedMixin",
     "TrainedState",

@@ -2,14 +2,18 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, ModelCard
 from torch import nn
 
 from ..config import CONFIG_NAME, TraDyConfig
+from ..files import write_text
 from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import base_model_name, build_base_model, task_type
-from ..memory import FITTED_NAME, FittedBudget
+from ..hub.cards import model_card
+from ..memory import FITTED_NAME, MIB, FittedBudget
 from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
@@ -54,12 +58,7 @@ class PretrainedMixin(PushToHubMixin):
         base_config = getattr(self.base_model, "config", None)
         if hasattr(base_config, "save_pretrained"):
             base_config.save_pretrained(save_directory)
-        config = replace(
-            self.trady_config,
-            base_model_name_or_path=self.trady_config.base_model_name_or_path or base_model_name(self.base_model),
-            task_type=self.trady_config.task_type or task_type(self.base_model),
-        )
-        config.save_pretrained(save_directory)
+        self._named_config().save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(
@@ -112,6 +111,30 @@ class PretrainedMixin(PushToHubMixin):
         model.restore(state)
         return model
 
+    def create_model_card(
+        self,
+        save_directory: str | os.PathLike | None = None,
+        *,
+        model_name: str | None = None,
+        peak_bytes: int | None = None,
+        **kwargs: Any,
+    ) -> ModelCard:
+        """A card that says what was trained, how and with what result, for readers and for the index of the Hub.
+
+        Args:
+            save_directory: Where to write it, as `README.md`; by default it isn't written.
+            model_name: What the model is called; by default the name of that directory.
+            peak_bytes: The highest peak that was measured in training.
+            **kwargs: `metrics` (name -> value), `datasets` (names), and metadata as `ModelCardData` of
+                huggingface_hub takes it: `language`, `license`, `tags`.
+        """
+        if model_name is None:
+            model_name = Path(save_directory).resolve().name if save_directory is not None else "model"
+        card = model_card(self._named_config(), model_name=model_name, facts=self._facts(peak_bytes), **kwargs)
+        if save_directory is not None:
+            write_text(Path(save_directory) / "README.md", str(card))
+        return card
+
     def load_trained(self, path: str | os.PathLike) -> None:
         """Put what `save_pretrained` wrote into this model, which must be as untrained as it was before that run.
 
@@ -124,3 +147,41 @@ class PretrainedMixin(PushToHubMixin):
             raise ValueError(f"this model has trained channels that '{path}' doesn't hold; load it into a new model")
         refuse_misfit(self.base_model, state)
         self.restore(state)
+
+    def _named_config(self) -> TraDyConfig:
+        """The config, which names the base model and the task where they can be told."""
+        return replace(
+            self.trady_config,
+            base_model_name_or_path=self.trady_config.base_model_name_or_path or base_model_name(self.base_model),
+            task_type=self.trady_config.task_type or task_type(self.base_model),
+        )
+
+    def _facts(self, peak_bytes: int | None) -> dict[str, str]:
+        """What a card tells of the run in a table."""
+        config = self.trady_config
+        facts = {"strategy": f"`{config.strategy}`", "memory budget": _budget(config.memory_budget)}
+        if self.fitted is not None:
+            facts["predicted peak of a step"] = f"{self.fitted.predicted_peak / MIB:,.0f} MiB above the weights"
+        if peak_bytes is not None:
+            facts["measured peak in training"] = f"{peak_bytes / MIB:,.0f} MiB above the weights"
+        if self.is_ready:
+            report = self.report()
+            trained, total = self.get_nb_trainable_parameters()
+            facts["trained at a time"] = f"{trained:,} of {total:,} parameters"
+            facts["inputs of layers not kept"] = f"{report.activation_sparsity:.2%}"
+            facts["weight gradients not formed"] = f"{report.weight_sparsity:.2%}"
+            facts["FLOPs of weight gradients saved"] = f"{report.flops_saved:.2%}"
+        if self.layer_ranking is not None:
+            steps = self.layer_ranking.info.get("num_steps")
+            facts["layer ranking"] = f"`{RANKING_NAME}`" + (f", measured over {steps} steps" if steps else "")
+        return facts
+
+    def _add_card(self, api: HfApi, repo_id: str, folder: Path) -> None:
+        if not api.file_exists(repo_id, "README.md"):  # one that is there may have been written by hand
+            self.create_model_card(folder, model_name=repo_id)
+
+
+def _budget(value: int | float | str) -> str:
+    if isinstance(value, str):
+        return f"{value} above the weights"
+    return f"{value:.2%} of the units" if isinstance(value, float) else f"{value:,} units"

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, find_labels, logging
 
 from ..memory import MIB, FittedBudget, PeakTracker, StepSetup
 from ..model import TraDyModel
-from ..saving import WEIGHTS_NAME
+from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .callback import TraDyCallback
 from .measuring import agree, kept_random_states, measure, warm_up
@@ -71,7 +72,8 @@ class TraDyTrainer(Trainer):
         if is_raw:
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
-        self.add_callback(TraDyCallback(self))
+        self._callback = TraDyCallback(self)
+        self.add_callback(self._callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
@@ -162,6 +164,37 @@ class TraDyTrainer(Trainer):
         labels = [batch[name] for name in self.label_names if name in batch]
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
 
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """Write the card of the model, as [`TraDyModel.create_model_card`] makes it, into the output directory."""
+        if not self.is_world_process_zero():
+            return
+        self.accelerator.unwrap_model(self.model).create_model_card(
+            self.args.output_dir,
+            model_name=self.hub_model_id or model_name,
+            metrics=_last_metrics(self.state.log_history),
+            datasets=[dataset] if isinstance(dataset, str) else dataset or (),
+            peak_bytes=max(self._callback.peaks.values(), default=None),
+            language=language,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push what training has changed, too: by itself the Trainer takes only the files whose names it knows."""
+        if self.is_world_process_zero():
+            for name in SAVED_NAMES:
+                if (Path(checkpoint_folder) / name).is_file():
+                    shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
@@ -196,3 +229,10 @@ def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         key: (value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value).contiguous()
         for key, value in state_dict.items()
     }
+
+
+def _last_metrics(log_history: list[dict]) -> dict[str, float]:
+    """The results of the latest evaluation, by name without `eval_`; not how long it took."""
+    latest = next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
+    names = [name for name in latest if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))]
+    return {name.removeprefix("eval_"): latest[name] for name in names}

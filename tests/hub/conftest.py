@@ -14,6 +14,7 @@ def hub(monkeypatch, tmp_path) -> Hub:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template[template.index("/{") :])
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own, beside LFS
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it knows the address before
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub
