@@ -53,9 +53,9 @@ class NetworkTasks:
         return ModelArguments(str(root / self.name))
 
 
-SAMPLES = {"max_eval_samples": 800}
-IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 768, "per_device_train_batch_size": 32}
-TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 320, "per_device_train_batch_size": 16}
+SAMPLES = {"max_eval_samples": 600}
+IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 512, "per_device_train_batch_size": 32}
+TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 256, "per_device_train_batch_size": 16}
 RATES = (5e-4, 2e-3, 8e-3)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),

@@ -52,8 +52,9 @@ class TraDyConfig(PushToHubMixin):
     layer_ranking: str | None = field(
         default=None,
         metadata={
-            "help": "A layer_ranking.json, or a directory that holds one, made for this architecture on any task. "
-            "Without it TraDyTrainer measures one at the start of training."
+            "help": "A layer_ranking.json, or a directory or Hub repository that holds one, made for this "
+            "architecture on any task; 'auto' takes the one that ships with hf_trady. Without it TraDyTrainer "
+            "measures one at the start of training."
         },
     )
     ranking_coverage: float = field(

@@ -1,5 +1,6 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, SparseLayer
+from .layers import ActiveChannels, SparseLayer, channel_shape, num_channels
 from .proxy import ModuleProxy
+from .rankings import shipped_ranking
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
 from .saving import (
@@ -43,7 +45,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
 
     Raises:
         ValueError: If the config does not fit the model or the budget is too small; the model is then unchanged.
-        FileNotFoundError: If `config.layer_ranking` names no file.
+        FileNotFoundError: If `config.layer_ranking` names nothing that is there.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 2))
@@ -63,13 +65,13 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         super().__init__()
         if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
-        if layer_ranking is None and config.layer_ranking is not None:
-            layer_ranking = LayerRanking.from_pretrained(config.layer_ranking)
         self.trady_config = config
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
         self._biases = find_biases(base_model, self._sparse_modules(), self._heads, config.train_bias)
+        if layer_ranking is None and config.layer_ranking is not None:
+            layer_ranking = self._find_ranking(base_model, config.layer_ranking)
         bias_units = sum(bias.numel() for bias in self._biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if example_inputs is not None:
@@ -219,6 +221,13 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
+
+    def _find_ranking(self, base_model: nn.Module, path: str) -> LayerRanking:
+        if path != "auto":
+            return LayerRanking.from_pretrained(path)
+        layers = {name: modules[0] for name, modules in self._layers.items()}
+        shapes = {name: (num_channels(layer), math.prod(channel_shape(layer))) for name, layer in layers.items()}
+        return shipped_ranking(shapes, getattr(base_model, "base_model_prefix", ""))
 
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..config import TraDyConfig
 from ..memory import PeakTracker
@@ -117,6 +117,7 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
 
 
 def _train(run: Run, trainer: Trainer, test: Dataset) -> dict:
+    trainer.remove_callback(PrinterCallback)  # of each log a dict, across the progress bar
     start = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - start

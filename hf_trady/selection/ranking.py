@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class LayerRanking(PushToHubMixin):
             if budget <= BUDGET_SHARE * memory:
                 return names[:number]
         return names
+
+    def renamed(self, names: Mapping[str, str]) -> "LayerRanking":
+        """The layers that `names` has, called what it calls them."""
+        scores = {kind: {new: known[old] for old, new in names.items()} for kind, known in self.scores.items()}
+        return LayerRanking(scores, {new: self.shapes[old] for old, new in names.items()}, self.info)
 
     def check(self, costs: CostTable) -> None:
         """Refuse an architecture other than the one that was ranked.

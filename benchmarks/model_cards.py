@@ -1,0 +1,64 @@
+"""The model cards that ship: three networks, each fine-tuned on a real task inside a budget in bytes.
+
+    python benchmarks/strategy_tasks.py data/   # once: the weights and the data
+    python benchmarks/model_cards.py data/      # minutes on 2 cores
+
+Each card in model_cards/ is the README.md that `trady train` writes for such a run.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from strategies import NETWORKS
+
+from hf_trady.cli.main import main as trady
+
+
+CARDS = Path(__file__).resolve().parent.parent / "model_cards"
+SETTINGS = {
+    "memory_budget": {"mobilenetv2_100": "64MiB", "tf_efficientnet_lite0": "64MiB", "minilm": "64MiB"},
+    "task": {"mobilenetv2_100": "cifar10", "tf_efficientnet_lite0": "fashion_mnist", "minilm": "movie_reviews"},
+    "learning_rate": {"mobilenetv2_100": "2e-3", "tf_efficientnet_lite0": "2e-3", "minilm": "1e-3"},
+}
+TRAINING = {
+    "strategy": "informed",
+    "layer_ranking": "auto",
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 32,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "dataloader_pin_memory": False,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    options = parser.parse_args()
+    os.chdir(options.root)
+    for name in options.networks:
+        network = NETWORKS[name]
+        model = network.model(Path())
+        settings = {key: of[name] for key, of in SETTINGS.items() if key != "task"} | TRAINING
+        settings |= {"model_name_or_path": model.model_name_or_path, "dataset_name": SETTINGS["task"][name]}
+        settings |= {"image_size": 64} if "image_size" in network.data else {"max_seq_length": 48}
+        if model.checkpoint_path is not None:
+            settings["checkpoint_path"] = model.checkpoint_path
+        with TemporaryDirectory() as folder:
+            output = Path(folder) / name
+            arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+            code = trady(["train", *arguments, "--output_dir", str(output)])
+            if code:
+                return code
+            (CARDS / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(output / "README.md", CARDS / name / "README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
