@@ -18,14 +18,14 @@ from hf_trady.cli.main import main as trady
 
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
-SETTINGS = {
-    "memory_budget": {"mobilenetv2_100": "64MiB", "tf_efficientnet_lite0": "64MiB", "minilm": "64MiB"},
-    "task": {"mobilenetv2_100": "cifar10", "tf_efficientnet_lite0": "fashion_mnist", "minilm": "movie_reviews"},
-    "learning_rate": {"mobilenetv2_100": "2e-3", "tf_efficientnet_lite0": "2e-3", "minilm": "1e-3"},
+RUNS = {
+    "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 2e-3},
+    "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 2e-3},
+    "minilm": {"dataset_name": "movie_reviews", "max_seq_length": 48, "learning_rate": 1e-3},
 }
 TRAINING = {
+    "memory_budget": "64MiB",
     "strategy": "informed",
-    "layer_ranking": "auto",
     "num_train_epochs": 4,
     "per_device_train_batch_size": 32,
     "optim": "adamw_torch",
@@ -38,15 +38,12 @@ TRAINING = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=RUNS, default=list(RUNS))
     options = parser.parse_args()
     os.chdir(options.root)
     for name in options.networks:
-        network = NETWORKS[name]
-        model = network.model(Path())
-        settings = {key: of[name] for key, of in SETTINGS.items() if key != "task"} | TRAINING
-        settings |= {"model_name_or_path": model.model_name_or_path, "dataset_name": SETTINGS["task"][name]}
-        settings |= {"image_size": 64} if "image_size" in network.data else {"max_seq_length": 48}
+        model = NETWORKS[name].model(Path())
+        settings = RUNS[name] | TRAINING | {"model_name_or_path": model.model_name_or_path}
         if model.checkpoint_path is not None:
             settings["checkpoint_path"] = model.checkpoint_path
         with TemporaryDirectory() as folder:
