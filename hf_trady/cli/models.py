@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+import torch
 from datasets import Dataset
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
 from transformers import (
@@ -110,9 +111,10 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
     if not timm.is_model(args.model_name_or_path):
         hub = _hub(args, revision)
         base_config = AutoConfig.from_pretrained(args.model_name_or_path, **hub, **names)
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             args.model_name_or_path, config=base_config, ignore_mismatched_sizes=True, **hub
         )
+        return model.to(memory_format=torch.channels_last)
     overlay = {"file": args.checkpoint_path} if args.checkpoint_path else None
     network = timm.create_model(
         args.model_name_or_path, pretrained=True, num_classes=len(names["id2label"]), pretrained_cfg_overlay=overlay
@@ -124,7 +126,7 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
     model.timm_model.load_state_dict(network.state_dict())
     for head in find_heads(model, None):  # new, as from_pretrained makes it: timm's start with logits in the tens
         model.get_submodule(head).apply(model._init_weights)
-    return model
+    return model.to(memory_format=torch.channels_last)  # convolutions take less memory and time so
 
 
 def _image_datasets(args: ModelArguments, model: PreTrainedModel, data: Data) -> tuple[Dataset, Dataset]:
