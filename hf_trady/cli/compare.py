@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..comparison import Grid, Results, Run, Task, run_one, summary
@@ -23,9 +23,20 @@ from ..comparison.methods import METHODS, parse_method
 from ..comparison.report import markdown
 from ..config import TraDyConfig
 from ..memory import MIB
+from .arguments import VerbParser
 from .config import TraDyArguments
 from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
+
+
+MAIN = (
+    "model_name_or_path", "dataset_name", "methods", "memory_budgets", "seeds", "learning_rates", "tuning_tasks",
+    "num_train_epochs", "per_device_train_batch_size", "max_train_samples", "output_dir",
+)  # fmt: skip
+EXAMPLE = (
+    "trady compare --model_name_or_path mobilenetv2_100 --dataset_name photos/ --methods trady informed lora full "
+    "--memory_budgets 0.01 0.05 --learning_rates 1e-3 3e-3"
+)
 
 
 @dataclass
@@ -68,8 +79,8 @@ class CompareTrainingArguments(TrainingArguments):
 def run(arguments: list[str]) -> int:
     """Do the runs that are missing, then write and print the report; returns the exit code."""
     classes = (ModelArguments, ManyDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
-    parser = HfArgumentParser(classes, prog="trady compare")
-    model_args, data_args, config, args, training_args = parser.parse_args_into_dataclasses(arguments)
+    parser = VerbParser(classes, "compare", __doc__, MAIN, EXAMPLE)
+    model_args, data_args, config, args, training_args = parser.parse(arguments)
     for method in args.methods:
         parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]

@@ -29,3 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"trady {verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a Hub that can't be reached
+        print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1

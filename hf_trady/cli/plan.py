@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    HfArgumentParser,
     PreTrainedConfig,
     Trainer,
     TrainingArguments,
@@ -30,6 +29,7 @@ from ..config import TraDyConfig
 from ..memory import StepSetup
 from ..planner import max_batch_size, plan
 from ..plots import plot_memory
+from .arguments import VerbParser
 from .config import TraDyArguments
 from .models import ModelArguments
 
@@ -39,6 +39,12 @@ TASKS = {
     "image-classification": AutoModelForImageClassification,
     "text-classification": AutoModelForSequenceClassification,
 }
+
+MAIN = (
+    "model_name_or_path", "memory_budget", "strategy", "layer_ranking", "batch_size", "image_size", "seq_length",
+    "task", "optim", "dtype", "gradient_checkpointing", "find_batch_size", "output_dir",
+)  # fmt: skip
+EXAMPLE = "trady plan --model_name_or_path mobilenetv2_100 --memory_budget 64MiB --layer_ranking auto"
 
 
 @dataclass
@@ -65,8 +71,8 @@ class PlanArguments:
 
 def run(arguments: list[str]) -> int:
     """Print the plan, write it if asked to; returns the exit code: 0, or 1 if no draw stays inside the budget."""
-    parser = HfArgumentParser((ModelArguments, TraDyArguments, PlanArguments), prog="trady plan")
-    model_args, config, args = parser.parse_args_into_dataclasses(arguments)
+    parser = VerbParser((ModelArguments, TraDyArguments, PlanArguments), "plan", __doc__, MAIN, EXAMPLE)
+    model_args, config, args = parser.parse(arguments)
     config = TraDyConfig.from_dict(config.to_dict())
     model, inputs = _load(model_args, args, config.revision)
     model = model.to(_dtype(args.dtype))

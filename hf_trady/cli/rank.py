@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from ..comparison.agreement import channel_agreement, common_ranking, layer_agreement
@@ -22,8 +22,16 @@ from ..comparison.charts import plot_agreement, plot_scores, plot_tails
 from ..files import write_text
 from ..selection import GradientRecord, LayerRanking, cost_table, measure_gradients
 from ..targets import find_heads, find_layers
+from .arguments import VerbParser
 from .data import DataArguments, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
+
+
+MAIN = (
+    "model_name_or_path", "checkpoint_path", "dataset_name", "seeds", "num_steps", "per_device_train_batch_size",
+    "ranking_coverage", "max_train_samples", "image_size", "max_seq_length", "output_dir",
+)  # fmt: skip
+EXAMPLE = "trady rank --model_name_or_path mobilenetv2_100 --dataset_name photos/ scans/ --seeds 0 1"
 
 
 @dataclass
@@ -45,8 +53,8 @@ class RankArguments:
 
 def run(arguments: list[str]) -> int:
     """Measure each task with each seed, write the common ranking and the pictures; returns the exit code."""
-    parser = HfArgumentParser((ModelArguments, ManyDataArguments, RankArguments), prog="trady rank")
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    parser = VerbParser((ModelArguments, ManyDataArguments, RankArguments), "rank", __doc__, MAIN, EXAMPLE)
+    model_args, data_args, args = parser.parse(arguments)
     logging.set_verbosity_error()
     records = {}
     for one in data_args.each():

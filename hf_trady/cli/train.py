@@ -11,7 +11,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score
-from transformers import EvalPrediction, HfArgumentParser, TrainingArguments, set_seed
+from transformers import EvalPrediction, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import TraDyConfig
@@ -19,9 +19,17 @@ from ..model import TraDyModel
 from ..plots import plot_layer_updates
 from ..training import TraDyTrainer
 from ..training.progress import use_epoch_table
+from .arguments import VerbParser
 from .config import TraDyArguments
 from .data import DataArguments, load_data
 from .models import ModelArguments, load_model
+
+
+MAIN = (
+    "model_name_or_path", "dataset_name", "memory_budget", "strategy", "layer_ranking", "num_train_epochs",
+    "per_device_train_batch_size", "learning_rate", "max_train_samples", "seed", "output_dir",
+)  # fmt: skip
+EXAMPLE = "trady train --model_name_or_path mobilenetv2_100 --dataset_name photos/ --memory_budget 64MiB"
 
 
 @dataclass
@@ -38,8 +46,9 @@ class TrainArguments(TrainingArguments):
 
 def run(arguments: list[str]) -> int:
     """Train, evaluate, save the model, its metrics and a picture of what was updated; returns the exit code."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TraDyArguments, TrainArguments), prog="trady train")
-    model_args, data_args, config, training_args = parser.parse_args_into_dataclasses(arguments)
+    classes = (ModelArguments, DataArguments, TraDyArguments, TrainArguments)
+    parser = VerbParser(classes, "train", __doc__, MAIN, EXAMPLE)
+    model_args, data_args, config, training_args = parser.parse(arguments)
     config.seed = training_args.seed
     set_seed(training_args.seed)
 

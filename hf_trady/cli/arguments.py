@@ -1,0 +1,101 @@
+"""The arguments of a verb: a help that fits a screen, a YAML file, and errors of one line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class VerbParser(HfArgumentParser):
+    """[`~transformers.HfArgumentParser`] of a verb.
+
+    `--help` shows the arguments that matter most, `--help_all` every one. `--config FILE.yaml` reads arguments from a
+    file; those on the command line go over them.
+
+    Args:
+        classes: Dataclasses of arguments.
+        verb: Name of the verb.
+        description: What it does; the first paragraph goes into the short help.
+        main: Names of the arguments that the short help shows.
+        example: A command line.
+    """
+
+    def __init__(self, classes: Sequence[type], verb: str, description: str, main: Sequence[str], example: str):
+        super().__init__(classes, prog=f"trady {verb}", description=description, add_help=False)
+        self.main, self.example = list(main), example
+        self.add_argument("-h", "--help", action="store_true", help="Show the main arguments.")
+        self.add_argument("--help_all", action="store_true", help="Show every argument.")
+        self.add_argument("--config", metavar="FILE.yaml", help="Take arguments from this file.")
+
+    def parse(self, arguments: list[str]) -> tuple[Any, ...]:
+        """An instance of each class.
+
+        Raises:
+            ValueError: If `--config` names no mapping of arguments in YAML.
+            FileNotFoundError: If there is no such file.
+            SystemExit: With code 2, if an argument is wrong, and 0 after a help.
+        """
+        if "--help_all" in arguments:
+            self.print_help()
+            self.exit()
+        if "-h" in arguments or "--help" in arguments:
+            self.print_short_help()
+            self.exit()
+        return self.parse_args_into_dataclasses(_with_config(arguments))[: len(self.dataclass_types)]
+
+    def print_short_help(self) -> None:
+        """Print what the verb does, its main arguments and an example."""
+        formatter = argparse.HelpFormatter(self.prog, max_help_position=32)
+        formatter.add_usage("%(prog)s [--config FILE.yaml] [--ARGUMENT VALUE ...]", [], [], "usage: ")
+        formatter.add_text(self.description.strip().split("\n\n")[0])
+        formatter.start_section("main arguments")
+        by_name = {action.dest: action for action in self._actions}
+        for name in self.main:
+            action = by_name[name]
+            shown = argparse.Action([f"--{name}"], name, metavar=" ", help=_first_sentence(action))
+            formatter.add_argument(shown)
+        formatter.end_section()
+        formatter.add_text(f"Example: {self.example}")
+        formatter.add_text(f"'{self.prog} --help_all' lists all {len(self._actions)} arguments.")
+        print(formatter.format_help(), end="")
+
+    def error(self, message: str) -> None:
+        """Print one line, instead of pages of usage, and exit with code 2."""
+        print(f"{self.prog}: {message}; '{self.prog} --help' shows what it takes", file=sys.stderr)
+        self.exit(2)
+
+
+def _first_sentence(action: argparse.Action) -> str:
+    sentence = (action.help or "").replace(" (default: %(default)s)", "").split(". ")[0].rstrip(".")
+    default = action.default
+    if action.required:
+        return f"{sentence} (required)"
+    if default in (None, argparse.SUPPRESS) or isinstance(default, bool):
+        return sentence
+    return f"{sentence} (default: {default})"
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """`arguments` with those of the file that `--config` names before them: what comes later counts."""
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config")
+    given, rest = known.parse_known_args(arguments)
+    if given.config is None:
+        return rest
+    try:
+        values = yaml.safe_load(Path(given.config).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config='{given.config}' is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config='{given.config}' must hold a mapping of arguments, such as 'memory_budget: 64MiB'")
+    return [part for key, value in values.items() for part in _as_arguments(key, value)] + rest
+
+
+def _as_arguments(key: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
