@@ -1,7 +1,7 @@
 """What is saved in a directory, brought to the Hub and back by huggingface_hub."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 
 def local_directory(
     path: str | os.PathLike,
-    names: Iterable[str],
+    names: Sequence[str],
     *,
     subfolder: str = "",
     revision: str | None = None,
@@ -56,7 +56,9 @@ def local_directory(
             force_download=force_download,
         )
     except HFValidationError:
-        raise FileNotFoundError(f"'{path}' is neither a directory nor the id of a Hub repository") from None
+        raise FileNotFoundError(
+            f"no {names[0]} at '{path}', which is neither a directory nor the id of a Hub repository"
+        ) from None
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{where} has no revision '{revision}'; give a branch, a tag or a commit") from error
     except RepositoryNotFoundError as error:
