@@ -1,7 +1,7 @@
+import dataclasses
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +64,9 @@ def test_a_fresh_base_model_gets_exactly_what_was_trained(tmp_path_factory, kind
     base = make()
     restored = TraDyModel.from_pretrained(path, base, inputs_of(batch))
     assert different_keys(copy_of_state(restored), copy_of_state(model)) == []
-    named = replace(model.trady_config, task_type=restored.trady_config.task_type)  # the saved one says what it is for
+    named = dataclasses.replace(
+        model.trady_config, task_type=restored.trady_config.task_type
+    )  # the saved one says what it is for
     assert restored.trady_config == named and restored.layer_ranking == model.layer_ranking
     if epochs:
         assert different_keys(copy_of_state(make()), copy_of_state(model))
