@@ -38,7 +38,7 @@ class NetworkTasks:
         name: The timm architecture, or the directory of a transformers model below the data.
         tasks: Directories below the data.
         data: Arguments of the data besides its name.
-        learning_rates: To choose from; the search takes the second.
+        learning_rates: To choose from; the search takes the last but one.
     """
 
     name: str
@@ -56,7 +56,7 @@ class NetworkTasks:
 SAMPLES = {"max_eval_samples": 600}
 IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 512, "per_device_train_batch_size": 32}
 TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 256, "per_device_train_batch_size": 16}
-RATES = (5e-4, 2e-3, 8e-3)
+RATES = (1e-4, 5e-4, 2e-3)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),
     "tf_efficientnet_lite0": NetworkTasks("tf_efficientnet_lite0", ("cifar10", "fashion_mnist"), IMAGES, RATES),
@@ -87,7 +87,7 @@ def main() -> int:
         network = NETWORKS[name]
         if options.search:
             grid = {"methods": SEARCHED, "memory_budgets": BUDGETS[:1], "seeds": (10, 11)}
-            grid |= {"learning_rates": network.learning_rates[1:2]}
+            grid |= {"learning_rates": network.learning_rates[-2:-1]}
             data = network.data | {"train_val_split": 0.4}
             network = replace(network, tasks=tuple(f"search/{task}" for task in network.tasks), data=data)
             code = compare(network, grid, RESULTS / "search" / name)

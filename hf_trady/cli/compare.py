@@ -2,8 +2,8 @@
 
 Takes what `trady train` takes; --dataset_name may be several data sets, one a task. Every run that has finished is a
 line of results.jsonl: stopped at any moment and started again, the command goes on where it was. With several learning
-rates, each method's is chosen on a part of the training data, at the budget in the middle; what counts then trains on
-all of it, and is evaluated on the test data. Memory is measured in short runs after these.
+rates, each method's is chosen on training data that is held out, at the budget in the middle; what counts then trains
+on all of it, and is evaluated on the test data. Memory is measured in short runs after these.
 """
 
 import json
@@ -59,7 +59,11 @@ class CompareArguments:
         metadata={"help": "The tasks that a method's learning rate is chosen on; default: all."},
     )
     validation_share: float = field(
-        default=0.2, metadata={"help": "Share of the training data on which the learning rate is chosen."}
+        default=0.2,
+        metadata={
+            "help": "Share of the training data on which the learning rate is chosen, unless max_train_samples leaves "
+            "as many samples over."
+        },
     )
     ranking_steps: int = field(default=10, metadata={"help": "Batches on which gradients are measured."})
 
@@ -122,9 +126,7 @@ def _number(text: str) -> float | int | str:
 def _task(args: ModelArguments, revision: str | None, data: Data, share: float) -> Task:
     model = make_model(args, revision, data)
     train, test, collator, processing_class = load_datasets(args, revision, model, data)
-    parts = data.train.train_test_split(test_size=share, seed=0, stratify_by_column=data.label_column)
-    split = replace(data, train=parts["train"], eval=parts["test"])
-    fit, validation, *_ = load_datasets(args, revision, model, split)
+    fit, validation, *_ = load_datasets(args, revision, model, _for_tuning(data, share))
     pad_token_id = getattr(model.config, "pad_token_id", None)
 
     def make() -> PreTrainedModel:
@@ -135,6 +137,15 @@ def _task(args: ModelArguments, revision: str | None, data: Data, share: float) 
 
     others = {"data_collator": collator, "processing_class": processing_class}
     return Task(make, train, test, fit, validation, others)
+
+
+def _for_tuning(data: Data, share: float) -> Data:
+    """All of the training data, to be evaluated on samples that `max_train_samples` has left; or, where these are
+    fewer than `share` of it, on a part of it."""
+    if len(data.rest) >= share * len(data.train):
+        return replace(data, eval=data.rest)
+    parts = data.train.train_test_split(test_size=share, seed=0, stratify_by_column=data.label_column)
+    return replace(data, train=parts["train"], eval=parts["test"])
 
 
 def _settings(*arguments) -> dict:

@@ -57,6 +57,7 @@ class Data:
     Attributes:
         train: Training samples.
         eval: Evaluation samples.
+        rest: What `max_train_samples` and `max_eval_samples` leave of the training samples for other uses.
         input_column: Column of the images or the texts.
         label_column: Column of the class numbers.
         labels: Names of the classes.
@@ -66,6 +67,7 @@ class Data:
 
     train: Dataset
     eval: Dataset
+    rest: Dataset
     input_column: str
     label_column: str
     labels: list[str]
@@ -99,9 +101,11 @@ def load_data(args: DataArguments) -> Data:
     if evaluation is None:
         parts = splits["train"].train_test_split(test_size=args.train_val_split, seed=0, stratify_by_column=label)
         splits["train"], evaluation = parts["train"], parts["test"]
+    train, rest = _part(splits["train"], args.max_train_samples)
     return Data(
-        train=_head(splits["train"], args.max_train_samples),
-        eval=_head(evaluation, args.max_eval_samples),
+        train=train,
+        eval=_part(evaluation, args.max_eval_samples)[0],
+        rest=_part(rest, args.max_eval_samples)[0],
         input_column=column,
         label_column=label,
         labels=splits["train"].features[label].names,
@@ -150,8 +154,9 @@ def _pick(name: str, given: str | None, candidates: list[str], features) -> str:
     return given or candidates[0]
 
 
-def _head(dataset: Dataset, most: int | None) -> Dataset:
-    """At most `most` samples, drawn at random but always the same."""
+def _part(dataset: Dataset, most: int | None) -> tuple[Dataset, Dataset]:
+    """At most `most` samples, drawn at random but always the same, and the others."""
     if most is None or most >= len(dataset):
-        return dataset
-    return dataset.shuffle(seed=0).select(range(most))
+        return dataset, dataset.select([])
+    shuffled = dataset.shuffle(seed=0)
+    return shuffled.select(range(most)), shuffled.select(range(most, len(shuffled)))
