@@ -2,6 +2,7 @@ from .budget import Budget, parse_budget
 from .fitting import FITTED_NAME, MIB, FittedBudget, fit_bytes
 from .prediction import KINDS, PHASES, StepMemory, StepSetup, predict_step, run_step
 from .tracker import PeakTracker
+from .verdict import verdict
 
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "parse_budget",
     "predict_step",
     "run_step",
+    "verdict",
 ]
