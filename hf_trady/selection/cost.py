@@ -182,3 +182,8 @@ class CostTable:
     def to_dict(self) -> dict:
         """A JSON-serializable dict."""
         return {"rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, list[dict]]) -> "CostTable":
+        """The table that `to_dict` gave."""
+        return cls(tuple(LayerCost(**row) for row in values["rows"]))

@@ -5,9 +5,11 @@ import math
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from ..memory import MIB, PeakTracker
+from ..history import DrawHistory
+from ..memory import MIB, PeakTracker, verdict
 from ..model import TraDyModel
 from .measuring import measure
 
@@ -19,7 +21,8 @@ class TraDyCallback(TrainerCallback):
     """Draws new channels at each epoch, or every N optimizer steps; logs their sparsity and the peak memory.
 
     Where a peak exceeds a budget in bytes, later draws are smaller. At the end of training, a line says how the peak
-    compares to the budget.
+    compares to the budget. A run that saves keeps in its output directory what each draw trained, for `trady report`:
+    `trady_history.json`.
 
     [`TraDyTrainer`] adds it by itself. For another Trainer: `trainer.add_callback(TraDyCallback(trainer))`, with a
     model that [`TraDyModel.is_ready`].
@@ -34,6 +37,8 @@ class TraDyCallback(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
+        self.history: DrawHistory | None = None  # in the main process, once training has begun
+        self.checkpoint: str | None = None  # what training resumes from, where it is known
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
         if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
@@ -49,6 +54,8 @@ class TraDyCallback(TrainerCallback):
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
         self._track()
         self._log(self._model.report().logs())
+        if state.is_world_process_zero:
+            self.history = self._begun_history(args, state) or DrawHistory.of(self._model)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.reset()  # an evaluation is no training step
@@ -66,29 +73,35 @@ class TraDyCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch" and state.global_step % self._every == 0:
-            self._measure()
+            self._end_draw(state)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._measure()  # before a checkpoint is written, which holds what follows from it
+        self._end_draw(state)  # before a checkpoint is written, which holds what follows from it
+        if args.save_strategy != SaveStrategy.NO:
+            self.save_history(args.output_dir)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._measure()
-        verdict = self.verdict()
-        if verdict is not None and state.is_world_process_zero:
-            print(verdict)
+        self._end_draw(state)
+        line = self.verdict()
+        if line is not None and state.is_world_process_zero:
+            print(line)
+
+    def save_history(self, directory: str) -> None:
+        """Write what each draw has trained so far, the current one included; only in the main process."""
+        if self.history is not None:
+            if self._stepped:
+                self.history.add(self._model, self.trainer.state.global_step)
+            self.history.save_pretrained(directory)
 
     def verdict(self) -> str | None:
         """How the highest peak compares to the budget in bytes; None if there is none or nothing was measured."""
         model = self._model
         if model.byte_budget is None or not self.peaks:
             return None
-        peak, budget = max(self.peaks.values()), model.byte_budget
-        over = [draw for draw, value in self.peaks.items() if value > budget]
-        outcome = "inside" if not over else f"exceeded in {len(over)} of {len(self.peaks)} draws"
-        return (
-            f"peak {peak / MIB:,.0f} MiB measured, {model.fitted.predicted_peak / MIB:,.0f} MiB predicted, "
-            f"budget {budget / MIB:,.0f} MiB: {outcome}"
-        )
+        return verdict(self.peaks, model.fitted.predicted_peak, model.byte_budget)
 
     @property
     def _model(self) -> TraDyModel:
@@ -113,6 +126,21 @@ class TraDyCallback(TrainerCallback):
             self._model.resample(number, self.trainer.optimizer)
             self._log(self._model.report().logs())
 
+    def _begun_history(self, args: TrainingArguments, state: TrainerState) -> DrawHistory | None:
+        """The history of the run that is resumed, as far as it goes with this one; None where there is none."""
+        if state.global_step == 0:
+            return None
+        try:
+            known = self.checkpoint is not None and DrawHistory.from_pretrained(self.checkpoint)
+            history = known or DrawHistory.from_pretrained(args.output_dir)
+        except ValueError as error:
+            logger.warning(f"{error}; the draws before this resume will be missing in a report.")
+            return None
+        if history is None or history.costs != self._model.costs:
+            return None
+        history.forget_after(self._last_draw(state))
+        return history
+
     def _log(self, logs: dict[str, float]) -> None:
         # The Trainer takes any log for the one that was due, and would leave out the loss.
         due = self.trainer.control.should_log
@@ -128,12 +156,20 @@ class TraDyCallback(TrainerCallback):
         self._tracker = PeakTracker(self.trainer.args.device, already, self._model.byte_budget is not None)
         self._stepped = False
 
+    def _end_draw(self, state: TrainerState) -> None:
+        """Record and measure the current draw, if it has trained since this was last done."""
+        if not self._stepped:
+            return
+        self._stepped = False
+        if self.history is not None:
+            self.history.add(self._model, state.global_step)
+        self._measure()
+
     def _measure(self) -> None:
         """Log the peak of the current draw; if it exceeds the budget, make the later draws smaller."""
         model, peak = self._model, self._tracker.peak
-        if not self._stepped or peak is None:
+        if peak is None:
             return
-        self._stepped = False
         # Every process must draw the same, so every process goes by the one that took the most.
         peak = int(self.trainer.accelerator.gather(torch.tensor([peak], device=self.trainer.args.device)).max())
         self._tracker.reset()

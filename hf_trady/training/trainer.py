@@ -34,8 +34,8 @@ class TraDyTrainer(Trainer):
 
     Before the first step it learns the costs of channels from the first batch, fits a budget in bytes to its own
     optimizer, precision and batch size and, where the strategy needs a ranking and has none, measures one.
-    Checkpoints hold what [`TraDyModel.save_pretrained`] writes; with `load_best_model_at_end` also the whole
-    `model.safetensors`, to return to.
+    Checkpoints hold what [`TraDyModel.save_pretrained`] writes, and what each draw has trained so far
+    (`trady_history.json`); with `load_best_model_at_end` also the whole `model.safetensors`, to return to.
 
     A base model that is not a transformers model is called with its inputs in the order of the batch, without the
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
@@ -72,14 +72,15 @@ class TraDyTrainer(Trainer):
         if is_raw:
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
-        self._callback = TraDyCallback(self)
-        self.add_callback(self._callback)
+        self._redraws = TraDyCallback(self)
+        self.add_callback(self._redraws)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint to resume from in '{self.args.output_dir}'")
+        self._redraws.checkpoint = resume_from_checkpoint or None
         self.prepare_model(resume_from_checkpoint or None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -181,7 +182,7 @@ class TraDyTrainer(Trainer):
             model_name=self.hub_model_id or model_name,
             metrics=_last_metrics(self.state.log_history),
             datasets=[dataset] if isinstance(dataset, str) else dataset or (),
-            peak_bytes=max(self._callback.peaks.values(), default=None),
+            peak_bytes=max(self._redraws.peaks.values(), default=None),
             language=language,
             license=license,
             tags=[tags] if isinstance(tags, str) else tags,
@@ -204,6 +205,7 @@ class TraDyTrainer(Trainer):
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
+            self._redraws.save_history(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if (Path(resume_from_checkpoint) / WEIGHTS_NAME).is_file():
