@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from html import escape
 from io import StringIO
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from .config import TraDyConfig
 from .fake import fake_copy, fake_mode
 from .files import write_text
+from .markup import html_table
 from .memory import KINDS, MIB, FittedBudget, StepMemory, StepSetup, fit_bytes, parse_budget
 from .model import TraDyModel
 from .selection.costing import find_samples
@@ -81,22 +83,53 @@ class TrainingPlan:
         """Write the plan to the JSON file `path`."""
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
+    def _parts(self) -> list[tuple[str, list[tuple[str, int]]]]:
+        """The plan as titles and rows `(name, bytes)`: by kind, by layer, by operation."""
+        kinds = [*self.step.at_peak.items(), ("predicted peak", self.step.peak)]
+        if self.byte_budget is not None:
+            kinds.append(("budget", self.byte_budget))
+        kinds.append(("the model's own weights (not included)", self.step.weights))
+        heaviest = sorted(self.step.layers.items(), key=lambda item: -item[1])
+        layers = _top([(name or "(loss)", size) for name, size in heaviest], LAYERS_SHOWN)
+        ops = _top(list(self.no_lean_form.items()), OPS_SHOWN)
+        return [
+            ("at the peak", kinds),
+            ("kept for backward, by module", layers),
+            ("kept by operations without a lean form", ops),
+        ]
+
     def tables(self) -> list[Table]:
         """The plan as rich tables: by kind, by layer, by operation."""
-        kinds = Table("at the peak", box=box.SIMPLE)
-        kinds.add_column("MiB", justify="right")
-        for kind, size in self.step.at_peak.items():
-            kinds.add_row(kind, _mib(size))
-        kinds.add_section()
-        kinds.add_row("predicted peak", _mib(self.step.peak))
-        if self.byte_budget is not None:
-            kinds.add_row("budget", _mib(self.byte_budget))
-        kinds.add_row("the model's own weights (not included)", _mib(self.step.weights))
-        heaviest = sorted(self.step.layers.items(), key=lambda item: -item[1])
-        rows = [(name or "(loss)", size) for name, size in heaviest]
-        layers = _top("kept for backward, by module", rows, LAYERS_SHOWN)
-        ops = _top("kept by operations without a lean form", list(self.no_lean_form.items()), OPS_SHOWN)
-        return [kinds, layers, ops]
+        tables = []
+        for title, rows in self._parts():
+            table = Table(title, box=box.SIMPLE)
+            table.add_column("MiB", justify="right")
+            for name, size in rows:
+                table.add_row(name, _mib(size), end_section=name == KINDS[-1])
+            tables.append(table)
+        return tables
+
+    def _lines(self) -> tuple[str, list[str]]:
+        """What stands above the tables, and the sentences below them."""
+        notes = [*self.notes]
+        if self.left_out:
+            ends = self.left_out if len(self.left_out) < 5 else (*self.left_out[:2], "...", self.left_out[-1])
+            notes.append(f"Left out, as the budget can't pay the path to them: {len(self.left_out)} layers, first in "
+                         f"the forward ({', '.join(ends)}).")  # fmt: skip
+        head = (
+            f"memory_budget={self.memory_budget}, batch of {self.batch_size}: {self.units:,} of {self.total_units:,} "
+            f"units, drawn from {len(self.pool)} layers"
+        )
+        return head, notes
+
+    def _repr_html_(self) -> str:
+        head, notes = self._lines()
+        tables = [
+            html_table([(name, _mib(size)) for name, size in rows], (title, "MiB"))
+            for title, rows in self._parts()
+            if rows
+        ]
+        return "".join([f"<p>{escape(head)}</p>", *tables, *(f"<p>{escape(note)}</p>" for note in notes)])
 
     def __str__(self) -> str:
         console = Console(file=StringIO(), width=100)
@@ -104,16 +137,8 @@ class TrainingPlan:
             if table.row_count:
                 console.print(table)
         text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-        lines = [*self.notes]
-        if self.left_out:
-            ends = self.left_out if len(self.left_out) < 5 else (*self.left_out[:2], "...", self.left_out[-1])
-            lines.append(f"Left out, as the budget can't pay the path to them: {len(self.left_out)} layers, first in "
-                         f"the forward ({', '.join(ends)}).")  # fmt: skip
-        head = (
-            f"memory_budget={self.memory_budget}, batch of {self.batch_size}: {self.units:,} of {self.total_units:,} "
-            f"units, drawn from {len(self.pool)} layers"
-        )
-        return "\n".join([head, text.rstrip(), *lines])
+        head, notes = self._lines()
+        return "\n".join([head, text.rstrip(), *notes])
 
 
 def plan(
@@ -250,14 +275,10 @@ def _trials(
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes
 
 
-def _top(title: str, rows: list[tuple[str, int]], shown: int) -> Table:
-    table = Table(title, box=box.SIMPLE)
-    table.add_column("MiB", justify="right")
-    for name, size in rows[:shown]:
-        table.add_row(name, _mib(size))
-    if len(rows) > shown:
-        table.add_row(f"{len(rows) - shown} more", _mib(sum(size for _, size in rows[shown:])))
-    return table
+def _top(rows: list[tuple[str, int]], shown: int) -> list[tuple[str, int]]:
+    """The first `shown` of `rows`, and the sum of the others."""
+    rest = [(f"{len(rows) - shown} more", sum(size for _, size in rows[shown:]))] if len(rows) > shown else []
+    return rows[:shown] + rest
 
 
 def _mib(size: int) -> str:

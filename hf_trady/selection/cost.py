@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sparse_type
+from ..markup import html_table
 
 
 @dataclass(frozen=True)
@@ -187,3 +188,28 @@ class CostTable:
     def from_dict(cls, values: Mapping[str, list[dict]]) -> "CostTable":
         """The table that `to_dict` gave."""
         return cls(tuple(LayerCost(**row) for row in values["rows"]))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.name,
+                f"{row.channels:,}",
+                f"{row.weight_per_channel:,}",
+                f"{row.activation_per_channel:,}",
+                f"{row.macs_per_channel:,}",
+                row.shares_input_with or "",
+            )
+            for row in self.rows
+        ]
+        header = (
+            "layer",
+            "channels",
+            "weight a channel",
+            "activation a channel",
+            "MACs a channel",
+            "input shared with",
+        )
+        total = f"{len(self):,} layers, {self.total_units:,} units"
+        return html_table(
+            rows, header, f"{total}: {self.weight_units:,} of weights, {self.activation_units:,} of inputs"
+        )

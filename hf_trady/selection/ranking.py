@@ -12,6 +12,7 @@ import torch
 
 from ..files import write_text
 from ..hub import PushToHubMixin, local_directory
+from ..markup import html_table
 from .cost import CostTable
 from .importance import IMPORTANCE
 
@@ -97,6 +98,18 @@ class LayerRanking(PushToHubMixin):
                     f"{ranked[1]} weights there and {given[0]} of {given[1]} here; rank this architecture, or leave "
                     "layer_ranking out"
                 )
+
+    def _repr_html_(self) -> str:
+        sums = {kind: sum(scores.values()) or 1.0 for kind, scores in self.scores.items()}
+        rows, so_far = [], 0.0
+        for name in self.layers():
+            share = {kind: scores[name] / sums[kind] for kind, scores in self.scores.items()}
+            so_far += share["rgn"]
+            rows.append((name, f"{share['rgn']:.2%}", f"{so_far:.2%}", f"{share['lara']:.2%}"))
+        info = "".join(f", {key}: {value}" for key, value in self.info.items())
+        return html_table(
+            rows, ("layer", "RGN", "sum of RGN", "LaRa"), f"{len(rows):,} layers, most important first{info}"
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `layer_ranking.json` into `save_directory`."""

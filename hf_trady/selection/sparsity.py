@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from ..markup import html_table
 from .cost import CostTable
 
 
@@ -63,6 +64,17 @@ class SparsityReport:
             f"{self.units:,} of {self.budget:,} units, {self.active_channels:,} of {self.total_channels:,} channels "
             f"in {self.active_layers} of {self.total_layers} layers"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("activation sparsity", f"{self.activation_sparsity:.2%}"),
+            ("weight-gradient sparsity", f"{self.weight_sparsity:.2%}"),
+            ("weight-gradient FLOPs saved", f"{self.flops_saved:.2%}"),
+            ("units", f"{self.units:,} of {self.budget:,}"),
+            ("channels", f"{self.active_channels:,} of {self.total_channels:,}"),
+            ("layers", f"{self.active_layers:,} of {self.total_layers:,}"),
+        ]
+        return html_table(rows, caption=f"Draw {self.epoch}")
 
 
 def sparsity(
