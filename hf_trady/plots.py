@@ -1,13 +1,12 @@
 """Pictures of a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
 
 from .files import atomic_path
 from .memory import KINDS, MIB, PHASES
@@ -21,13 +20,13 @@ KIND_COLOURS = ("#b8b8b8", "#7f7f7f", "#4c72b0", "#8fb3e0", "#dd8452", "#f2c14e"
 
 
 def plot_layer_updates(
-    costs: CostTable, selections: Sequence[Mapping[str, Tensor]], path: str | os.PathLike, *, title: str = ""
+    costs: CostTable, selections: Sequence[Mapping[str, Sized]], path: str | os.PathLike, *, title: str = ""
 ) -> None:
     """Write a PNG of which layers were updated in which draw: the share of each layer's input channels.
 
     Args:
         costs: All layers, in the order in which to show them.
-        selections: For each draw, layer name -> active channel indices `[n]`.
+        selections: For each draw, layer name -> active channel indices `[n]`, or anything of that length.
         path: The PNG to write.
         title: Shown above the picture.
     """

@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from ..version import __version__
-from . import compare, plan, rank, train
+from . import compare, plan, rank, report, train
 
 
-VERBS = {"train": train, "plan": plan, "rank": rank, "compare": compare}
+VERBS = {"train": train, "plan": plan, "rank": rank, "compare": compare, "report": report}
 
 
 def main(arguments: list[str] | None = None) -> int:

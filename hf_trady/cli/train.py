@@ -90,6 +90,7 @@ def run(arguments: list[str]) -> int:
         print(model.report())
         model.print_trainable_parameters()
         print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
+        print(f"A page about the run: trady report {output}")
     return 0 if math.isfinite(metrics["eval_loss"]) else 1
 
 
