@@ -92,6 +92,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
             module.by_output = self._sampler.strategy.by_output
         if example_inputs is not None:
             self._conversion.join(example_inputs)
+        self._own_forward = vars(base_model).get("forward")
         self._hooks = [
             base_model.register_forward_pre_hook(self._before_forward),
             base_model.register_forward_hook(self._after_forward),
@@ -214,6 +215,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.undo()
         for hook in self._hooks:
             hook.remove()
+        self.forward = self._own_forward  # a Trainer may have exchanged it
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
         return self.base_model.train(self.training)

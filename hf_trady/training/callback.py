@@ -1,10 +1,9 @@
 """The redraws of a TraDyModel, as a callback for any Trainer."""
 
-import inspect
 import math
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..memory import MIB, PeakTracker
@@ -36,10 +35,6 @@ class TraDyCallback(TrainerCallback):
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
-        if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
-            # The columns of a data set to keep: by itself the Trainer would look at TraDyModel's forward.
-            parameters = inspect.signature(self._model.base_model.forward).parameters
-            trainer._signature_columns = [*parameters, *trainer.label_names, "label", "label_ids"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
