@@ -18,6 +18,7 @@ from .saving import (
     TrainedState,
     buffer_checksums,
     collect_state,
+    make_saveable,
     mark_touched,
     restore_state,
     touch_changed,
@@ -181,9 +182,11 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
             self.train(was_training)
 
     def state_dict(self, *args, **kwargs):
-        """The state dict of the base model, with its keys."""
+        """The state dict of the base model, with its keys, as safetensors takes it: every tensor contiguous, a copy
+        for each further name of a tied weight. `keep_vars=True` gives the Parameters as they are."""
         self._write_back()
-        return self.base_model.state_dict(*args, **kwargs)
+        state = self.base_model.state_dict(*args, **kwargs)
+        return state if kwargs.get("keep_vars") else make_saveable(state)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Load a state dict of the base model."""

@@ -165,7 +165,7 @@ class TraDyTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
-            super()._save(output_dir, _saveable(self.model.state_dict() if state_dict is None else state_dict))
+            super()._save(output_dir, state_dict)
         elif self.args.should_save:
             super()._save(output_dir, state_dict={})  # everything but the weights
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
@@ -187,12 +187,3 @@ def _longest(dataloader: Iterable) -> Mapping:
     """The longest of the first batches of texts, which differ in length; otherwise the first batch."""
     first, *rest = itertools.islice(dataloader, BATCHES_COMPARED if "input_ids" in _first(dataloader) else 1)
     return max([first, *rest], key=lambda batch: batch["input_ids"].numel() if "input_ids" in batch else 0)
-
-
-def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state_dict` as safetensors takes it: contiguous, and with a copy for each further name of a tied weight."""
-    seen = set()
-    return {
-        key: (value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value).contiguous()
-        for key, value in state_dict.items()
-    }
