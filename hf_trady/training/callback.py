@@ -1,9 +1,11 @@
 """The redraws of a TraDyModel, as a callback for any Trainer."""
 
 import math
+from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..memory import MIB, PeakTracker
@@ -25,13 +27,17 @@ class TraDyCallback(TrainerCallback):
 
     Args:
         trainer: The Trainer; the sparsity goes through its `log`, and so to all its integrations.
+        in_checkpoints: Write what [`TraDyModel.save_pretrained`] does into every checkpoint, beside what the Trainer
+            writes, and draw by it when a run is resumed from there. A [`TraDyTrainer`] does so itself.
 
     Raises:
-        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready.
+        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready, or if its budget in
+            bytes buys other draws than it did in the run that is resumed.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, in_checkpoints: bool = True):
         self.trainer = trainer
+        self.in_checkpoints = in_checkpoints
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
@@ -39,6 +45,8 @@ class TraDyCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
             raise ValueError(f"TraDyCallback needs a TraDyModel, not a {type(self._model).__name__}")
+        if self.in_checkpoints and state.global_step > 0:
+            self._load_known(self._checkpoint(state))
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
@@ -65,6 +73,11 @@ class TraDyCallback(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure()  # before a checkpoint is written, which holds what follows from it
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        checkpoint = self._checkpoint(state)
+        if self.in_checkpoints and args.should_save and checkpoint.is_dir():
+            self._model.save_pretrained(checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._measure()
@@ -100,6 +113,21 @@ class TraDyCallback(TrainerCallback):
         if self._every == "epoch":
             return math.ceil(state.epoch) - 1
         return (state.global_step - 1) // self._every
+
+    def _checkpoint(self, state: TrainerState) -> Path:
+        """Where the Trainer saves after the last finished step."""
+        run = self.trainer._get_output_dir(getattr(self.trainer, "_trial", None))
+        return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+    def _load_known(self, checkpoint: Path) -> None:
+        """Draw as the run did that is resumed. Its weights and its optimizer are there by now."""
+        model, active = self._model, self._model.active
+        model.load_known(checkpoint)
+        if model.active is not active:
+            raise ValueError(
+                f"the budget of this model buys other draws than it did in '{checkpoint}'; call "
+                "model.load_known(checkpoint) before you make the Trainer"
+            )
 
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME, find_labels, logging
 
-from ..memory import MIB, FittedBudget, PeakTracker, StepSetup
+from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import WEIGHTS_NAME
-from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .callback import TraDyCallback
 from .measuring import agree, kept_random_states, measure, warm_up
 
@@ -71,7 +70,7 @@ class TraDyTrainer(Trainer):
         if is_raw:
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
-        self.add_callback(TraDyCallback(self))
+        self.add_callback(TraDyCallback(self, in_checkpoints=False))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
@@ -87,27 +86,14 @@ class TraDyTrainer(Trainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
-        fitted = None
-        if checkpoint is not None:
-            fitted = self._restore_known(model, checkpoint)
+        fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
         if model.costs is None or fits:
             self._calibrate(model, fits)
-        if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file() and model.layer_ranking is None:
-            model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
         if model.byte_budget is not None:
             warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)
-
-    def _restore_known(self, model: TraDyModel, checkpoint: str | os.PathLike) -> FittedBudget | None:
-        """Take what a budget in bytes bought, and what was known of the channels, when `checkpoint` was written."""
-        fitted, scores = FittedBudget.from_pretrained(checkpoint), ChannelScores.from_pretrained(checkpoint)
-        if scores is not None:
-            model.set_channel_scores(scores)
-        if fitted is not None and fitted != model.fitted:
-            model.set_fitted(fitted)
-        return fitted
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
         """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
