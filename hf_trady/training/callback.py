@@ -41,6 +41,7 @@ class TraDyCallback(TrainerCallback):
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
+        self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
@@ -50,13 +51,16 @@ class TraDyCallback(TrainerCallback):
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
+        self.peaks, self._epoch = {}, None
         self._track()
         self._log(self._model.report().logs())
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.reset()  # an evaluation is no training step
+        # Of a stream, whose length the Trainer doesn't know, `state.epoch` is more or less than the epochs that it gave.
+        self._epoch = int(state.epoch) if self._epoch is None else self._epoch + 1
         if self._every == "epoch":
-            self._redraw(int(state.epoch))
+            self._redraw(self._epoch)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch":

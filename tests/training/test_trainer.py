@@ -211,6 +211,19 @@ def test_max_steps_ends_a_run_and_a_stream_draws_every_few_steps(tmp_path):
     assert [number for _, number, _ in watch.seen] == [0, 0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_stream_that_ends_before_max_steps_draws_anew_whenever_it_starts_again(plain, accumulation, tmp_path):
+    stream = token_dataset(12).remove_columns("number").to_iterable_dataset()
+    model = TraDyModel(bert(), TraDyConfig(0.3, "dynamic_full_random"), token_batch(1))
+    kwargs = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2}
+    trainer = make_trainer(tmp_path, model=model, plain=plain, train_dataset=stream, max_steps=7, **kwargs)
+    watch = Watch().attach(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 7
+    assert [number for _, number, _ in watch.seen] == [micro // 6 for micro in range(7 * accumulation)]
+
+
 def test_training_a_second_time_starts_the_channels_without_old_optimizer_state(tmp_path):
     class NoteState(TrainerCallback):
         def __init__(self):
