@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import can_return_loss, find_labels, logging
 
 from ..memory import MIB, PeakTracker
 from ..model import TraDyModel
@@ -42,6 +42,11 @@ class TraDyCallback(TrainerCallback):
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
+        if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
+            kind = type(self._model.base_model)
+            trainer.can_return_loss = can_return_loss(kind)
+            if trainer.args.label_names is None:
+                trainer.label_names = find_labels(kind) or ["labels"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
@@ -57,7 +62,7 @@ class TraDyCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.reset()  # an evaluation is no training step
-        # Of a stream, whose length the Trainer doesn't know, `state.epoch` is more or less than the epochs that it gave.
+        # Not by `state.epoch` alone: of a stream, whose length the Trainer doesn't know, it counts other epochs.
         self._epoch = int(state.epoch) if self._epoch is None else self._epoch + 1
         if self._every == "epoch":
             self._redraw(self._epoch)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import BertForQuestionAnswering, Trainer
 
 from hf_trady import TraDyCallback, TraDyConfig, TraDyModel
 
@@ -104,3 +104,16 @@ def test_a_model_that_is_not_ready_is_refused_before_the_first_step(missing, exp
         trainer.train()
     assert "\n" not in str(caught.value)
     assert different_keys(copy_of_state(model), start) == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_labels_are_those_that_the_base_model_takes(plain, tmp_path):
+    batch = token_batch(8)
+    spans = {"start_positions": torch.zeros(8, dtype=torch.int64), "end_positions": torch.ones(8, dtype=torch.int64)}
+    data = Rows({"input_ids": batch["input_ids"], **spans})
+    net = BertForQuestionAnswering(bert(num_labels=2).config).eval()
+    expected = Trainer(net, arguments(tmp_path), eval_dataset=data).predict(data)
+    model = TraDyModel(net, TraDyConfig(0.3, "dynamic_full_random"), {"input_ids": batch["input_ids"]})
+    actual = make_trainer(tmp_path, model=model, plain=plain, eval_dataset=data).predict(data)
+    assert actual.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"])
+    assert len(actual.label_ids) == len(actual.predictions) == 2
