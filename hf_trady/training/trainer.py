@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, find_labels, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
@@ -39,6 +39,8 @@ class TraDyTrainer(Trainer):
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
 
     Args:
+        model: The [`TraDyModel`]; or give a `model_init` that makes one, anew for every call of `train` and for every
+            trial of `hyperparameter_search`.
         ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on.
         **kwargs: Those of [`~transformers.Trainer`].
 
@@ -54,20 +56,15 @@ class TraDyTrainer(Trainer):
         ranking_steps: int = 10,
         **kwargs,
     ):
-        if not isinstance(model, TraDyModel):
-            raise ValueError(
-                f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
-            )
-        is_raw = not isinstance(model.base_model, PreTrainedModel)
-        smoothing = args.label_smoothing_factor if args is not None else 0.0
-        if is_raw and smoothing:
-            args.label_smoothing_factor = 0.0  # Trainer's own smoother wants a transformers config: see compute_loss
-        super().__init__(model, args, *rest, **kwargs)
-        self.args.label_smoothing_factor = smoothing
         self.ranking_steps = ranking_steps
-        if self.args.label_names is None:
-            self.label_names = find_labels(type(model.base_model)) or ["labels"]
-        if is_raw:
+        self._checkpoint: str | None = None  # to resume from
+        self._smoothing: float | None = None  # of a raw model, while Trainer is not to see it
+        if model is not None:
+            self._admit(model, args)
+        super().__init__(model, args, *rest, **kwargs)
+        if self._smoothing is not None:
+            self.args.label_smoothing_factor = self._smoothing
+        if _is_raw(self.model):
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
         self.add_callback(TraDyCallback(self, in_checkpoints=False))
@@ -77,8 +74,31 @@ class TraDyTrainer(Trainer):
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint to resume from in '{self.args.output_dir}'")
-        self.prepare_model(resume_from_checkpoint or None)
+        self._checkpoint = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def call_model_init(self, trial=None) -> TraDyModel:
+        model = super().call_model_init(trial)
+        self._admit(model, self.args)
+        return model
+
+    def _admit(self, model: nn.Module, args: TrainingArguments | None) -> None:
+        """Refuse what is no TraDyModel. From a raw one, keep away Trainer's own label smoother, which wants a
+        transformers config: see `compute_loss`."""
+        if not isinstance(model, TraDyModel):
+            raise ValueError(
+                f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
+            )
+        is_made = hasattr(self, "label_smoother")
+        if not is_made and _is_raw(model) and args is not None and args.label_smoothing_factor:
+            self._smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
+
+    def _hp_search_setup(self, trial) -> None:
+        # What `train` calls once the model and the arguments are those of the trial, if this is one, and before it
+        # loads the weights of a checkpoint.
+        super()._hp_search_setup(trial)
+        if self.is_in_train:
+            self.prepare_model(self._checkpoint)
 
     def prepare_model(self, checkpoint: str | os.PathLike | None = None) -> None:
         """Give the model what it lacks to draw channels: costs, and a ranking (from `checkpoint` where there is one).
@@ -143,7 +163,7 @@ class TraDyTrainer(Trainer):
 
     def _call_inputs(self, batch: Mapping):
         """What the model is called with, and the labels."""
-        if isinstance(self.model.base_model, PreTrainedModel):
+        if not _is_raw(self.model):
             return batch, None
         labels = [batch[name] for name in self.label_names if name in batch]
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
@@ -163,6 +183,11 @@ class TraDyTrainer(Trainer):
             self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _is_raw(model: TraDyModel) -> bool:
+    """Whether the base model is no transformers model."""
+    return not isinstance(model.base_model, PreTrainedModel)
 
 
 def _first(dataloader: Iterable) -> Mapping:
