@@ -60,6 +60,13 @@ class ModuleProxy(nn.Module):
         """Compile the calls of the base model."""
         self.base_model.compile(*args, **kwargs)
 
+    def _replicate_for_data_parallel(self):
+        # A replica's layers are other ones than those that are handed their channels before a forward.
+        raise RuntimeError(
+            f"a {type(self).__name__} can't be replicated by nn.DataParallel; start a process for each GPU "
+            "(accelerate launch), or show one GPU (CUDA_VISIBLE_DEVICES)"
+        )
+
     @property
     def accepts_loss_kwargs(self) -> bool:
         """Whether a Trainer may pass `num_items_in_batch` to the forward."""

@@ -62,3 +62,8 @@ def test_a_forward_that_the_base_model_had_of_its_own_comes_back():
 def test_a_model_without_a_base_model_yet_has_no_forward():
     with pytest.raises(AttributeError):
         TraDyModel.__new__(TraDyModel).forward  # noqa: B018
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(RuntimeError, match="start a process for each GPU"):
+        wrap(conv_net(), image_batch(1)[0])._replicate_for_data_parallel()
