@@ -161,6 +161,14 @@ class TraDyTrainer(Trainer):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, logits and labels of a batch; of a raw model's without labels, the logits."""
+        if not _is_raw(self.model) or self._call_inputs(inputs)[1] is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(*self._call_inputs(self._prepare_inputs(inputs))[0])
+        return None, None if prediction_loss_only else logits, None
+
     def _call_inputs(self, batch: Mapping):
         """What the model is called with, and the labels."""
         if not _is_raw(self.model):
