@@ -13,6 +13,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
 )
@@ -81,6 +83,14 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     return LlamaForCausalLM(LlamaConfig(**sizes, **layers, pad_token_id=0, bos_token_id=1, eos_token_id=1)).eval()
+
+
+def t5(seed: int = 0) -> T5ForConditionalGeneration:
+    """A T5 of two layers in encoder and decoder, without dropout."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    special = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1}
+    return T5ForConditionalGeneration(T5Config(**sizes, **special, dropout_rate=0.0)).eval()
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
