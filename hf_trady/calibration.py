@@ -200,8 +200,13 @@ class CalibratedMixin:
             self._fit_when_possible()
 
     def set_fitted(self, fitted: FittedBudget | None) -> None:
-        """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards."""
-        self._update(fitted=fitted)
+        """Draw by `fitted` from now on, whatever the budget would buy here. Make the optimizer afterwards, unless only
+        what later draws may cost is new."""
+        if self.fitted is not None and fitted is not None and fitted.is_as_large_as(self.fitted):
+            self._sampler.fitted = fitted
+            self._build(resizes=False)
+        else:
+            self._update(fitted=fitted)
 
     def shrink(self, draw: int, measured: int) -> FittedBudget:
         """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""
@@ -216,13 +221,13 @@ class CalibratedMixin:
         vars(sampler).update(known)
         sampler.check()
         self._sampler = sampler
-        self._build(known)
+        self._build(resizes=set(known) != {"scores"})  # new scores change no shape: the optimizer may live on
 
-    def _build(self, known: Iterable[str] = ()) -> None:
+    def _build(self, resizes: bool = True) -> None:
         """Draw, as soon as everything that a draw depends on is known."""
         if not self.is_ready:
             return
-        if self.active is None or set(known) != {"scores"}:  # new scores change no shape: the optimizer may live on
+        if self.active is None or resizes:
             self._replace_active(self._sampler.pool, self._sampler.budget)
         self.active.assign(self._sampler.draw(self.epoch))
 

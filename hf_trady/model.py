@@ -20,6 +20,7 @@ from .saving import (
     TrainedState,
     buffer_checksums,
     collect_state,
+    make_saveable,
     mark_touched,
     restore_state,
     touch_changed,
@@ -94,6 +95,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
             module.by_output = self._sampler.strategy.by_output
         if example_inputs is not None:
             self._conversion.join(example_inputs)
+        self._own_forward = vars(base_model).get("forward")
         self._hooks = [
             base_model.register_forward_pre_hook(self._before_forward),
             base_model.register_forward_hook(self._after_forward),
@@ -182,9 +184,11 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
             self.train(was_training)
 
     def state_dict(self, *args, **kwargs):
-        """The state dict of the base model, with its keys."""
+        """The state dict of the base model, with its keys, as safetensors takes it: every tensor contiguous, a copy
+        for each further name of a tied weight. `keep_vars=True` gives the Parameters as they are."""
         self._write_back()
-        return self.base_model.state_dict(*args, **kwargs)
+        state = self.base_model.state_dict(*args, **kwargs)
+        return state if kwargs.get("keep_vars") else make_saveable(state)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Load a state dict of the base model."""
@@ -216,6 +220,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.undo()
         for hook in self._hooks:
             hook.remove()
+        self.forward = self._own_forward  # a Trainer may have exchanged it
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
         return self.base_model.train(self.training)

@@ -1,20 +1,71 @@
 """A module that is called and asked like the one that it holds."""
 
 import inspect
+import threading
+from types import MethodType
 
 from torch import nn
+
+
+_calls = threading.local()  # model: the one whose call looks up its forward right now
+
+
+class _BaseForward:
+    """`model.forward` is that of the base model, to read and to exchange; of the class, one that takes labels.
+
+    A call of `model` finds the base model itself instead, and so runs the hooks of both.
+    """
+
+    def __get__(self, model: "ModuleProxy | None", owner: type):
+        if model is None:
+            return _any_forward
+        if getattr(_calls, "model", None) is model:
+            _calls.model = None
+            return model.base_model
+        return model.base_model.forward
+
+    def __set__(self, model: "ModuleProxy", forward) -> None:
+        """Exchange it; None brings back that of the class.
+
+        A method that is bound to `model` looks for its parts there, but means the base model: it gets that one.
+        Accelerate exchanges a forward for mixed precision, and TRL for a loss without logits, which runs the
+        `base_model` of what it is bound to.
+        """
+        if forward is None:
+            vars(model.base_model).pop("forward", None)
+            return
+        if getattr(forward, "__self__", None) is model:
+            if getattr(forward.__func__, "__wrapped__", None) is _any_forward:
+                forward.__func__.__wrapped__ = type(model.base_model).forward  # `generate` looks at its signature
+            forward = MethodType(forward.__func__, model.base_model)
+        model.base_model.forward = forward
+
+
+def _any_forward(self, *args, labels=None, **kwargs):
+    """The forward of any base model; a Trainer looks for the labels in its signature."""
+    return self.base_model(*args, labels=labels, **kwargs)
 
 
 class ModuleProxy(nn.Module):
     """Hands calls on to its `base_model`; attributes that the class lacks are those of the base model."""
 
     base_model: nn.Module
+    forward = _BaseForward()
 
-    def forward(self, *args, labels=None, **kwargs):
-        """The forward of the base model."""
-        if labels is not None:  # named in the signature because a Trainer looks for it there
-            kwargs["labels"] = labels
-        return self.base_model(*args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        _calls.model = self
+        return super().__call__(*args, **kwargs)
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the calls of the base model."""
+        self.base_model.compile(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self):
+        # A replica's layers are other ones than those that are handed their channels before a forward.
+        raise RuntimeError(
+            f"a {type(self).__name__} can't be replicated by nn.DataParallel; start a process for each GPU "
+            "(accelerate launch), or show one GPU (CUDA_VISIBLE_DEVICES)"
+        )
 
     @property
     def accepts_loss_kwargs(self) -> bool:

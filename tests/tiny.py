@@ -3,12 +3,18 @@
 import timm
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
 )
@@ -69,6 +75,31 @@ def gpt2(seed: int = 0, kind: type = GPT2LMHeadModel, **kwargs):
     sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return kind(GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=0, pad_token_id=0, **kwargs)).eval()
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    """A Llama of two layers for `word_tokenizer`."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **layers, pad_token_id=0, bos_token_id=1, eos_token_id=1)).eval()
+
+
+def t5(seed: int = 0) -> T5ForConditionalGeneration:
+    """A T5 of two layers in encoder and decoder, without dropout."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    special = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1}
+    return T5ForConditionalGeneration(T5Config(**sizes, **special, dropout_rate=0.0)).eval()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 40 words: three special ones, and w0, w1, ..., separated by spaces."""
+    words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(37))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def timm_net(seed: int = 0, name: str = "test_efficientnet", num_classes: int = 3) -> nn.Module:

@@ -40,6 +40,10 @@ class FittedBudget:
         """Units that draw number `draw` may cost."""
         return next((units for start, units in reversed(self.shrunk) if start <= draw), self.units)
 
+    def is_as_large_as(self, other: "FittedBudget") -> bool:
+        """Whether the first draws may cost as much, from the same layers: the flat Parameters are as long then."""
+        return (self.units, self.left_out) == (other.units, other.left_out)
+
     def shrink(self, draw: int, measured: int, budget: int, least: int) -> "FittedBudget":
         """Smaller draws from number `draw` on, after `measured` bytes were more than `budget`; never below `least`."""
         units = self.units_of(draw)

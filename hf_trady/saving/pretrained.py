@@ -32,6 +32,18 @@ class PretrainedMixin(PushToHubMixin):
     base_model: nn.Module
     touched: dict
 
+    def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
+        """Draw from the top layers of `layer_ranking` from now on."""
+        raise NotImplementedError
+
+    def set_channel_scores(self, scores: ChannelScores) -> None:
+        """Draw by `scores` from now on."""
+        raise NotImplementedError
+
+    def set_fitted(self, fitted: FittedBudget | None) -> None:
+        """Draw by `fitted` from now on."""
+        raise NotImplementedError
+
     def trained_state(self) -> TrainedState:
         """What training has changed in the base model."""
         raise NotImplementedError
@@ -134,6 +146,24 @@ class PretrainedMixin(PushToHubMixin):
         if save_directory is not None:
             write_text(Path(save_directory) / "README.md", str(card))
         return card
+
+    def load_known(self, path: str | os.PathLike) -> FittedBudget | None:
+        """Draw as the model did that `save_pretrained` wrote into `path`: by its ranking, unless this model has one,
+        by what was known of single channels, and by what its budget in bytes bought, which is returned.
+
+        Call it before the optimizer is made. What `path` doesn't hold stays as it is.
+
+        Raises:
+            ValueError: If a file is corrupt or of another architecture.
+        """
+        if self.layer_ranking is None and (Path(path) / RANKING_NAME).is_file():
+            self.set_layer_ranking(LayerRanking.from_pretrained(path))
+        scores, fitted = ChannelScores.from_pretrained(path), FittedBudget.from_pretrained(path)
+        if scores is not None:
+            self.set_channel_scores(scores)
+        if fitted is not None and fitted != self.fitted:
+            self.set_fitted(fitted)
+        return fitted
 
     def load_trained(self, path: str | os.PathLike) -> None:
         """Put what `save_pretrained` wrote into this model, which must be as untrained as it was before that run.

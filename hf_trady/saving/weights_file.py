@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from ..files import atomic_path
 
@@ -39,6 +40,17 @@ class TrainedState:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of the bytes of `tensor`."""
     return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def make_saveable(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state_dict`, changed in place into what safetensors takes: contiguous, no two entries the same memory."""
+    seen = set()
+    for key, value in state_dict.items():
+        if isinstance(value, Tensor) and not is_fake(value):
+            tied = value.data_ptr() in seen
+            seen.add(value.data_ptr())
+            state_dict[key] = value.contiguous() if not tied else value.clone(memory_format=torch.contiguous_format)
+    return state_dict
 
 
 def save_state(state: TrainedState, save_directory: str | os.PathLike) -> Path:

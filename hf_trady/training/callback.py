@@ -1,12 +1,12 @@
 """The redraws of a TraDyModel, as a callback for any Trainer."""
 
-import inspect
 import math
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
-from transformers.utils import logging
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.utils import can_return_loss, find_labels, logging
 
 from ..history import DrawHistory
 from ..memory import MIB, PeakTracker, verdict
@@ -29,29 +29,38 @@ class TraDyCallback(TrainerCallback):
 
     Args:
         trainer: The Trainer; the sparsity goes through its `log`, and so to all its integrations.
+        in_checkpoints: Write what [`TraDyModel.save_pretrained`] does into every checkpoint, beside what the Trainer
+            writes, and draw by it when a run is resumed from there. A [`TraDyTrainer`] does so itself.
 
     Raises:
-        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready.
+        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready, or if its budget in
+            bytes buys other draws than it did in the run that is resumed.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, in_checkpoints: bool = True):
         self.trainer = trainer
+        self.in_checkpoints = in_checkpoints
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self.history: DrawHistory | None = None  # in the main process, once training has begun
         self.checkpoint: str | None = None  # what training resumes from, where it is known
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
-        if isinstance(self._model, TraDyModel) and isinstance(self._model.base_model, PreTrainedModel):
-            # The columns of a data set to keep: by itself the Trainer would look at TraDyModel's forward.
-            parameters = inspect.signature(self._model.base_model.forward).parameters
-            trainer._signature_columns = [*parameters, *trainer.label_names, "label", "label_ids"]
+        self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
+        if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
+            kind = type(self._model.base_model)
+            trainer.can_return_loss = can_return_loss(kind)
+            if trainer.args.label_names is None:
+                trainer.label_names = find_labels(kind) or ["labels"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not isinstance(self._model, TraDyModel):
             raise ValueError(f"TraDyCallback needs a TraDyModel, not a {type(self._model).__name__}")
+        if self.in_checkpoints and state.global_step > 0:
+            self._load_known(self._checkpoint(state))
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
+        self.peaks, self._epoch = {}, None
         self._track()
         self._log(self._model.report().logs())
         if state.is_world_process_zero:
@@ -59,8 +68,10 @@ class TraDyCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.reset()  # an evaluation is no training step
+        # Not by `state.epoch` alone: of a stream, whose length the Trainer doesn't know, it counts other epochs.
+        self._epoch = int(state.epoch) if self._epoch is None else self._epoch + 1
         if self._every == "epoch":
-            self._redraw(int(state.epoch))
+            self._redraw(self._epoch)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch":
@@ -82,6 +93,9 @@ class TraDyCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
+        checkpoint = self._checkpoint(state)
+        if self.in_checkpoints and args.should_save and checkpoint.is_dir():
+            self._model.save_pretrained(checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)
@@ -118,6 +132,21 @@ class TraDyCallback(TrainerCallback):
         if self._every == "epoch":
             return math.ceil(state.epoch) - 1
         return (state.global_step - 1) // self._every
+
+    def _checkpoint(self, state: TrainerState) -> Path:
+        """Where the Trainer saves after the last finished step."""
+        run = self.trainer._get_output_dir(getattr(self.trainer, "_trial", None))
+        return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+    def _load_known(self, checkpoint: Path) -> None:
+        """Draw as the run did that is resumed. Its weights and its optimizer are there by now."""
+        model, active = self._model, self._model.active
+        model.load_known(checkpoint)
+        if model.active is not active:
+            raise ValueError(
+                f"the budget of this model buys other draws than it did in '{checkpoint}'; call "
+                "model.load_known(checkpoint) before you make the Trainer"
+            )
 
     def _redraw(self, number: int) -> None:
         if number != self._model.epoch:

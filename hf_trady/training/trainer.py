@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME, find_labels, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..memory import MIB, FittedBudget, PeakTracker, StepSetup
+from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
-from ..selection import RANKING_NAME, ChannelScores, LayerRanking
 from .callback import TraDyCallback
 from .measuring import agree, kept_random_states, measure, warm_up
 
@@ -41,6 +40,8 @@ class TraDyTrainer(Trainer):
     labels; its output is taken as logits and the loss is the cross-entropy, unless `compute_loss_func` says otherwise.
 
     Args:
+        model: The [`TraDyModel`]; or give a `model_init` that makes one, anew for every call of `train` and for every
+            trial of `hyperparameter_search`.
         ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on.
         **kwargs: Those of [`~transformers.Trainer`].
 
@@ -56,23 +57,18 @@ class TraDyTrainer(Trainer):
         ranking_steps: int = 10,
         **kwargs,
     ):
-        if not isinstance(model, TraDyModel):
-            raise ValueError(
-                f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
-            )
-        is_raw = not isinstance(model.base_model, PreTrainedModel)
-        smoothing = args.label_smoothing_factor if args is not None else 0.0
-        if is_raw and smoothing:
-            args.label_smoothing_factor = 0.0  # Trainer's own smoother wants a transformers config: see compute_loss
-        super().__init__(model, args, *rest, **kwargs)
-        self.args.label_smoothing_factor = smoothing
         self.ranking_steps = ranking_steps
-        if self.args.label_names is None:
-            self.label_names = find_labels(type(model.base_model)) or ["labels"]
-        if is_raw:
+        self._checkpoint: str | None = None  # to resume from
+        self._smoothing: float | None = None  # of a raw model, while Trainer is not to see it
+        if model is not None:
+            self._admit(model, args)
+        super().__init__(model, args, *rest, **kwargs)
+        if self._smoothing is not None:
+            self.args.label_smoothing_factor = self._smoothing
+        if _is_raw(self.model):
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
-        self._redraws = TraDyCallback(self)
+        self._redraws = TraDyCallback(self, in_checkpoints=False)
         self.add_callback(self._redraws)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -80,9 +76,31 @@ class TraDyTrainer(Trainer):
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint to resume from in '{self.args.output_dir}'")
-        self._redraws.checkpoint = resume_from_checkpoint or None
-        self.prepare_model(resume_from_checkpoint or None)
+        self._checkpoint = self._redraws.checkpoint = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def call_model_init(self, trial=None) -> TraDyModel:
+        model = super().call_model_init(trial)
+        self._admit(model, self.args)
+        return model
+
+    def _admit(self, model: nn.Module, args: TrainingArguments | None) -> None:
+        """Refuse what is no TraDyModel. From a raw one, keep away Trainer's own label smoother, which wants a
+        transformers config: see `compute_loss`."""
+        if not isinstance(model, TraDyModel):
+            raise ValueError(
+                f"model must be a TraDyModel, not a {type(model).__name__}; wrap it: TraDyModel(model, config)"
+            )
+        is_made = hasattr(self, "label_smoother")
+        if not is_made and _is_raw(model) and args is not None and args.label_smoothing_factor:
+            self._smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
+
+    def _hp_search_setup(self, trial) -> None:
+        # What `train` calls once the model and the arguments are those of the trial, if this is one, and before it
+        # loads the weights of a checkpoint.
+        super()._hp_search_setup(trial)
+        if self.is_in_train:
+            self.prepare_model(self._checkpoint)
 
     def prepare_model(self, checkpoint: str | os.PathLike | None = None) -> None:
         """Give the model what it lacks to draw channels: costs, and a ranking (from `checkpoint` where there is one).
@@ -90,27 +108,14 @@ class TraDyTrainer(Trainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
-        fitted = None
-        if checkpoint is not None:
-            fitted = self._restore_known(model, checkpoint)
+        fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
         if model.costs is None or fits:
             self._calibrate(model, fits)
-        if checkpoint is not None and (Path(checkpoint) / RANKING_NAME).is_file() and model.layer_ranking is None:
-            model.set_layer_ranking(LayerRanking.from_pretrained(checkpoint))
         if model.byte_budget is not None:
             warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)
-
-    def _restore_known(self, model: TraDyModel, checkpoint: str | os.PathLike) -> FittedBudget | None:
-        """Take what a budget in bytes bought, and what was known of the channels, when `checkpoint` was written."""
-        fitted, scores = FittedBudget.from_pretrained(checkpoint), ChannelScores.from_pretrained(checkpoint)
-        if scores is not None:
-            model.set_channel_scores(scores)
-        if fitted is not None and fitted != model.fitted:
-            model.set_fitted(fitted)
-        return fitted
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
         """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
@@ -158,9 +163,17 @@ class TraDyTrainer(Trainer):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, logits and labels of a batch; of a raw model's without labels, the logits."""
+        if not _is_raw(self.model) or self._call_inputs(inputs)[1] is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(*self._call_inputs(self._prepare_inputs(inputs))[0])
+        return None, None if prediction_loss_only else logits, None
+
     def _call_inputs(self, batch: Mapping):
         """What the model is called with, and the labels."""
-        if isinstance(self.model.base_model, PreTrainedModel):
+        if not _is_raw(self.model):
             return batch, None
         labels = [batch[name] for name in self.label_names if name in batch]
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
@@ -199,7 +212,7 @@ class TraDyTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
-            super()._save(output_dir, _saveable(self.model.state_dict() if state_dict is None else state_dict))
+            super()._save(output_dir, state_dict)
         elif self.args.should_save:
             super()._save(output_dir, state_dict={})  # everything but the weights
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
@@ -214,6 +227,11 @@ class TraDyTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
+def _is_raw(model: TraDyModel) -> bool:
+    """Whether the base model is no transformers model."""
+    return not isinstance(model.base_model, PreTrainedModel)
+
+
 def _first(dataloader: Iterable) -> Mapping:
     return next(iter(dataloader))
 
@@ -222,15 +240,6 @@ def _longest(dataloader: Iterable) -> Mapping:
     """The longest of the first batches of texts, which differ in length; otherwise the first batch."""
     first, *rest = itertools.islice(dataloader, BATCHES_COMPARED if "input_ids" in _first(dataloader) else 1)
     return max([first, *rest], key=lambda batch: batch["input_ids"].numel() if "input_ids" in batch else 0)
-
-
-def _saveable(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state_dict` as safetensors takes it: contiguous, and with a copy for each further name of a tied weight."""
-    seen = set()
-    return {
-        key: (value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value).contiguous()
-        for key, value in state_dict.items()
-    }
 
 
 def _last_metrics(log_history: list[dict]) -> dict[str, float]:

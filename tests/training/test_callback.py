@@ -1,10 +1,14 @@
 """A plain Trainer with a TraDyCallback does what a TraDyTrainer does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import Trainer
+from transformers import BertForQuestionAnswering, Trainer
 
 from hf_trady import TraDyCallback, TraDyConfig, TraDyModel
+from hf_trady.memory import FittedBudget
+from hf_trady.selection import ChannelScores
 
 from ..tiny import (
     Rows,
@@ -104,3 +108,66 @@ def test_a_model_that_is_not_ready_is_refused_before_the_first_step(missing, exp
         trainer.train()
     assert "\n" not in str(caught.value)
     assert different_keys(copy_of_state(model), start) == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_labels_are_those_that_the_base_model_takes(plain, tmp_path):
+    batch = token_batch(8)
+    spans = {"start_positions": torch.zeros(8, dtype=torch.int64), "end_positions": torch.ones(8, dtype=torch.int64)}
+    data = Rows({"input_ids": batch["input_ids"], **spans})
+    net = BertForQuestionAnswering(bert(num_labels=2).config).eval()
+    expected = Trainer(net, arguments(tmp_path), eval_dataset=data).predict(data)
+    model = TraDyModel(net, TraDyConfig(0.3, "dynamic_full_random"), {"input_ids": batch["input_ids"]})
+    actual = make_trainer(tmp_path, model=model, plain=plain, eval_dataset=data).predict(data)
+    assert actual.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"])
+    assert len(actual.label_ids) == len(actual.predictions) == 2
+
+
+@pytest.mark.parametrize("config", [{"strategy": "medyate"}, {"strategy": "informed", "resample_every": 2}], ids=str)
+def test_what_is_known_of_channels_comes_back_from_the_checkpoint(config, tmp_path):
+    def start(plain: bool):
+        model = ready("bert", **config)
+        if model.needs_measuring:
+            model.measure([token_batch(4)], num_steps=1, disable_tqdm=True)
+        kwargs = {"num_train_epochs": 4, "save_strategy": "epoch", "train_dataset": token_dataset()}
+        return make_trainer(tmp_path, model=model, plain=plain, **kwargs)
+
+    whole, resumed = start(True), start(True)
+    whole.train()
+    kept = ChannelScores.from_pretrained(tmp_path / "checkpoint-6")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert kept is not None and different_keys(copy_of_state(resumed.model), copy_of_state(whole.model)) == []
+    # The checkpoints are those of a TraDyTrainer, too.
+    ours = start(False)
+    ours.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert different_keys(copy_of_state(ours.model), copy_of_state(whole.model)) == []
+
+
+def test_a_budget_in_bytes_that_has_shrunk_stays_so_and_another_one_is_refused(tmp_path):
+    def start():
+        trainer = make_trainer(
+            tmp_path,
+            model=ready("bert", memory_budget="1MiB", strategy="dynamic_full_random"),
+            plain=True,
+            train_dataset=token_dataset(),
+            num_train_epochs=3,
+            save_strategy="epoch",
+        )
+        return trainer, trainer.model
+
+    trainer, model = start()
+    model.shrink(1, 2 * model.byte_budget)
+    shrunk = model.fitted
+    assert shrunk.units_of(1) < shrunk.units
+    trainer.train()
+    assert FittedBudget.from_pretrained(tmp_path / "checkpoint-3").shrunk[0] == shrunk.shrunk[0]
+    resumed, other = start()
+    assert other.fitted.shrunk == ()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert other.fitted == model.fitted
+    assert different_keys(copy_of_state(other), copy_of_state(model)) == []
+
+    resumed, other = start()
+    other.set_fitted(replace(shrunk, units=shrunk.units // 2))
+    with pytest.raises(ValueError, match="buys other draws"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
 
-from ..tiny import bert, conv_net, copy_of_state, different_keys, image_batch, token_batch
+from ..tiny import Rows, bert, conv_net, copy_of_state, different_keys, image_batch, token_batch
 from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer, token_dataset
 
 
@@ -209,6 +209,30 @@ def test_max_steps_ends_a_run_and_a_stream_draws_every_few_steps(tmp_path):
     watch = Watch().attach(trainer)
     trainer.train()
     assert [number for _, number, _ in watch.seen] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_stream_that_ends_before_max_steps_draws_anew_whenever_it_starts_again(plain, accumulation, tmp_path):
+    stream = token_dataset(12).remove_columns("number").to_iterable_dataset()
+    model = TraDyModel(bert(), TraDyConfig(0.3, "dynamic_full_random"), token_batch(1))
+    kwargs = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2}
+    trainer = make_trainer(tmp_path, model=model, plain=plain, train_dataset=stream, max_steps=7, **kwargs)
+    watch = Watch().attach(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 7
+    assert [number for _, number, _ in watch.seen] == [micro // 6 for micro in range(7 * accumulation)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_raw_model_predicts_with_labels_and_without(labelled, tmp_path):
+    images, labels = image_batch(5, 16)
+    data = Rows({"pixel_values": images} | ({"labels": labels} if labelled else {}))
+    trainer = make_trainer(tmp_path, "conv", per_device_eval_batch_size=2)
+    prediction = trainer.predict(data)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(prediction.predictions), conv_net()(images))
+    assert ("test_loss" in prediction.metrics) == labelled and (prediction.label_ids is not None) == labelled
 
 
 def test_training_a_second_time_starts_the_channels_without_old_optimizer_state(tmp_path):
