@@ -51,7 +51,8 @@ def test_a_run_is_pushed_with_a_card_that_says_what_it_gave(hub, tmp_path):
 def test_every_checkpoint_is_pushed_as_the_strategy_says(hub, tmp_path, strategy):
     run = trainer(tmp_path, hub_strategy=strategy, hub_always_push=True)
     run.train()
-    run._finish_current_push()
+    for job in run.push_in_progress.jobs:
+        job.result()
     files = hub.files("me/run")
     assert {WEIGHTS_NAME, CONFIG_NAME} <= files.keys()
     folders = {path.split("/")[0] for path in files if "/" in path}
