@@ -203,12 +203,12 @@ class TraDyTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push what training has changed, too: by itself the Trainer takes only the files whose names it knows."""
-        pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if pushing and self.args.hub_always_push:
-            self._finish_current_push()  # it reads the files that are about to be replaced
-            pushing = False
-        if self.is_world_process_zero() and not pushing:
-            for name in SAVED_NAMES:
+        if self.is_world_process_zero():
+            pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+            if pushing and self.args.hub_always_push:
+                self._finish_current_push()  # it reads the files that are about to be replaced
+                pushing = False
+            for name in SAVED_NAMES if not pushing else ():
                 if (Path(checkpoint_folder) / name).is_file():
                     shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
