@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import shtab
 import yaml
 from transformers import HfArgumentParser
 
@@ -14,7 +15,7 @@ class VerbParser(HfArgumentParser):
     """[`~transformers.HfArgumentParser`] of a verb.
 
     `--help` shows the arguments that matter most, `--help_all` every one. `--config FILE.yaml` reads arguments from a
-    file; those on the command line go over them.
+    file; those on the command line go over them. `--json` asks for the result as JSON.
 
     Args:
         classes: Dataclasses of arguments.
@@ -29,10 +30,12 @@ class VerbParser(HfArgumentParser):
         self.main, self.example = list(main), example
         self.add_argument("-h", "--help", action="store_true", help="Show the main arguments.")
         self.add_argument("--help_all", action="store_true", help="Show every argument.")
-        self.add_argument("--config", metavar="FILE.yaml", help="Take arguments from this file.")
+        config = self.add_argument("--config", metavar="FILE.yaml", help="Take arguments from this file.")
+        config.complete = shtab.FILE
+        self.add_argument("--json", action="store_true", help="Print the result as JSON, and messages to stderr.")
 
-    def parse(self, arguments: list[str]) -> tuple[Any, ...]:
-        """An instance of each class.
+    def parse(self, arguments: list[str]) -> tuple[list[Any], argparse.Namespace]:
+        """An instance of each class, followed by the values of positional arguments; and all other arguments.
 
         Raises:
             ValueError: If `--config` names no mapping of arguments in YAML.
@@ -45,18 +48,20 @@ class VerbParser(HfArgumentParser):
         if "-h" in arguments or "--help" in arguments:
             self.print_short_help()
             self.exit()
-        return self.parse_args_into_dataclasses(_with_config(arguments))[: len(self.dataclass_types)]
+        *values, others = self.parse_args_into_dataclasses(_with_config(arguments))
+        return values + [getattr(others, action.dest) for action in self._get_positional_actions()], others
 
     def print_short_help(self) -> None:
         """Print what the verb does, its main arguments and an example."""
         formatter = argparse.HelpFormatter(self.prog, max_help_position=32)
-        formatter.add_usage("%(prog)s [--config FILE.yaml] [--ARGUMENT VALUE ...]", [], [], "usage: ")
+        positional = "".join(f" {action.metavar}" for action in self._get_positional_actions())
+        formatter.add_usage(f"%(prog)s{positional} [--config FILE.yaml] [--ARGUMENT VALUE ...]", [], [], "usage: ")
         formatter.add_text(self.description.strip().split("\n\n")[0])
         formatter.start_section("main arguments")
         by_name = {action.dest: action for action in self._actions}
-        for name in self.main:
-            action = by_name[name]
-            shown = argparse.Action([f"--{name}"], name, metavar=" ", help=_first_sentence(action))
+        formatter.add_arguments(self._get_positional_actions())
+        for action in map(by_name.get, self.main):
+            shown = argparse.Action([f"--{action.dest}"], action.dest, metavar=" ", help=_first_sentence(action))
             formatter.add_argument(shown)
         formatter.end_section()
         formatter.add_text(f"Example: {self.example}")

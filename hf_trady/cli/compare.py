@@ -80,11 +80,20 @@ class CompareTrainingArguments(TrainingArguments):
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The comparison has a progress bar of its own."})
 
 
-def run(arguments: list[str]) -> int:
-    """Do the runs that are missing, then write and print the report; returns the exit code."""
+def make_parser() -> VerbParser:
+    """The parser of `trady compare`."""
     classes = (ModelArguments, ManyDataArguments, TraDyArguments, CompareArguments, CompareTrainingArguments)
-    parser = VerbParser(classes, "compare", __doc__, MAIN, EXAMPLE)
-    model_args, data_args, config, args, training_args = parser.parse(arguments)
+    return VerbParser(classes, "compare", __doc__, MAIN, EXAMPLE)
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: ManyDataArguments,
+    config: TraDyArguments,
+    args: CompareArguments,
+    training_args: CompareTrainingArguments,
+) -> tuple[int, dict]:
+    """Do the runs that are missing, then write and print the report; returns the exit code and the rows of it."""
     for method in args.methods:
         parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
@@ -108,8 +117,7 @@ def run(arguments: list[str]) -> int:
     do_all(grid.tuning_runs(), results, do, tqdm)
     do_all(grid.test_runs(results), results, do, tqdm)
     do_all(grid.memory_runs(results), results, do, tqdm)
-    _report(results, output)
-    return 0
+    return 0, {"output_dir": str(output), "rows": _report(results, output)}
 
 
 def _number(text: str) -> float | int | str:
@@ -159,7 +167,7 @@ def _settings(*arguments) -> dict:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _report(results: Results, output: Path) -> None:
+def _report(results: Results, output: Path) -> list[dict]:
     rows = summary(results)
     (output / "report.md").write_text(markdown(results), encoding="utf-8")
     plot_accuracy_and_memory(rows, output / "accuracy_and_memory.png")
@@ -172,3 +180,4 @@ def _report(results: Results, output: Path) -> None:
         table.add_row(row["method"], str(row["budget"] or ""), accuracy, peak, time, str(row["runs"]))
     Console(soft_wrap=True).print(table)
     print(f"Written to {output}: results.jsonl, report.md, accuracy_and_memory.png, differences.png")
+    return rows

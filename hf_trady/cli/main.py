@@ -1,18 +1,49 @@
 """The `trady` command."""
 
 import argparse
+import contextlib
+import json
 import sys
+from importlib import import_module
+
+import shtab
 
 from ..version import __version__
-from . import compare, plan, rank, report, train
 
 
-VERBS = {"train": train, "plan": plan, "rank": rank, "compare": compare, "report": report}
+VERBS = {
+    "train": "Fine-tune a model on images or texts inside a memory budget.",
+    "plan": "Show what a memory budget buys and what a training step takes, before anything is trained.",
+    "rank": "Rank the layers of a model, and show how far the ranking depends on task and seed.",
+    "compare": "Compare strategies, budgets and other ways to fine-tune on one model, over tasks and seeds.",
+    "report": "Write a page about a run: what it learned, what memory it took, and which channels it trained.",
+}
+COMPLETION = "--print_completion"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a run that failed, 2 for bad arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    completes = arguments[:1] == [COMPLETION]
+    verb = _parser(completes).parse_args(arguments if completes else arguments[:1]).verb
+    module = import_module(f".{verb}", __package__)
+    try:
+        values, others = module.make_parser().parse(arguments[1:])
+        with contextlib.redirect_stdout(sys.stderr) if others.json else contextlib.nullcontext():
+            code, result = module.run(*values)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"trady {verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a Hub that can't be reached
+        print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if others.json and result is not None:
+        print(json.dumps(result, indent=2))
+    return code
+
+
+def _parser(completes: bool) -> argparse.ArgumentParser:
+    """The parser of the verb; it knows the verbs' arguments, which take seconds to import, only if it `completes`."""
     parser = argparse.ArgumentParser(
         prog="trady",
         description="Fine-tune any model that the device can run, inside a memory budget.",
@@ -20,15 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--dataset_name photos/ --memory_budget 0.025 --output_dir runs/photos",
     )
     parser.add_argument("--version", action="version", version=f"trady {__version__}")
+    shtab.add_argument_to(parser, COMPLETION, help="Print the tab completion of a shell: %(choices)s.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, module in VERBS.items():
-        verbs.add_parser(name, help=module.__doc__.splitlines()[0], add_help=False)
-    verb = parser.parse_args(arguments[:1]).verb
-    try:
-        return VERBS[verb].run(arguments[1:])
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"trady {verb}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a Hub that can't be reached
-        print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    for name, summary in VERBS.items():
+        parents = [import_module(f".{name}", __package__).make_parser()] if completes else []
+        verbs.add_parser(name, help=summary, parents=parents, add_help=False)
+    return parser

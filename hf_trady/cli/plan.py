@@ -69,10 +69,17 @@ class PlanArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Write plan.json and memory.png there."})
 
 
-def run(arguments: list[str]) -> int:
-    """Print the plan, write it if asked to; returns the exit code: 0, or 1 if no draw stays inside the budget."""
-    parser = VerbParser((ModelArguments, TraDyArguments, PlanArguments), "plan", __doc__, MAIN, EXAMPLE)
-    model_args, config, args = parser.parse(arguments)
+def make_parser() -> VerbParser:
+    """The parser of `trady plan`."""
+    return VerbParser((ModelArguments, TraDyArguments, PlanArguments), "plan", __doc__, MAIN, EXAMPLE)
+
+
+def run(model_args: ModelArguments, config: TraDyArguments, args: PlanArguments) -> tuple[int, dict]:
+    """Print the plan, and write it if asked to.
+
+    Returns:
+        The exit code, 0, or 1 if no draw stays inside the budget; and the plan.
+    """
     config = TraDyConfig.from_dict(config.to_dict())
     model, inputs = _load(model_args, args, config.revision)
     model = model.to(_dtype(args.dtype))
@@ -83,14 +90,16 @@ def run(arguments: list[str]) -> int:
     setup = StepSetup(*optimizer, autocast_dtype=torch.bfloat16 if args.bf16 else None)
     found = plan(model, config, inputs, setup=setup)
     print(found)
+    result = found.to_dict()
     if args.find_batch_size:
-        print(f"Largest batch size for {config.memory_budget}: {max_batch_size(model, config, inputs, setup=setup):,}")
+        result["max_batch_size"] = max_batch_size(model, config, inputs, setup=setup)
+        print(f"Largest batch size for {config.memory_budget}: {result['max_batch_size']:,}")
     if args.output_dir is not None:
         output = Path(args.output_dir)
         found.save(output / "plan.json")
         plot_memory(found, output / "memory.png", title=f"{model_args.model_name_or_path}, {config.memory_budget}")
         print(f"Written to {output}: plan.json, memory.png")
-    return 0 if found.fits else 1
+    return 0 if found.fits else 1, result
 
 
 def _dtype(name: str) -> torch.dtype:

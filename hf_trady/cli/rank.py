@@ -51,10 +51,17 @@ class RankArguments:
     output_dir: str = field(default="runs/rank", metadata={"help": "Where it is written."})
 
 
-def run(arguments: list[str]) -> int:
-    """Measure each task with each seed, write the common ranking and the pictures; returns the exit code."""
-    parser = VerbParser((ModelArguments, ManyDataArguments, RankArguments), "rank", __doc__, MAIN, EXAMPLE)
-    model_args, data_args, args = parser.parse(arguments)
+def make_parser() -> VerbParser:
+    """The parser of `trady rank`."""
+    return VerbParser((ModelArguments, ManyDataArguments, RankArguments), "rank", __doc__, MAIN, EXAMPLE)
+
+
+def run(model_args: ModelArguments, data_args: ManyDataArguments, args: RankArguments) -> tuple[int, dict]:
+    """Measure each task with each seed, write the common ranking and the pictures.
+
+    Returns:
+        The exit code and what agreement.json holds, with the scores of the common ranking.
+    """
     logging.set_verbosity_error()
     records = {}
     for one in data_args.each():
@@ -77,7 +84,7 @@ def run(arguments: list[str]) -> int:
     lowest, highest = (pick(pick(curve) for curve in tails.values()) for pick in (min, max))
     print(f"Tail index of the gradients: {lowest:.2f} to {highest:.2f} (2: Gaussian).")
     print(f"Written to {output}: layer_ranking.json, agreement.json and three pictures")
-    return 0
+    return 0, values | {"scores": ranking.scores}
 
 
 def _measure(model_args: ModelArguments, data_args: DataArguments, args: RankArguments, seed: int) -> GradientRecord:

@@ -5,34 +5,40 @@ the run goes on or after it was killed. No model is loaded. The page is one HTML
 pictures are also written as PNG files.
 """
 
-import argparse
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import shtab
 from rich.console import Console
 
 from ..reporting import read_run, summarize, write_report
 from ..reporting.summary import rows
+from .arguments import VerbParser
 
 
-def run(arguments: list[str]) -> int:
-    """Write the report, or print the summary as JSON; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="trady report",
-        description=__doc__,
-        epilog="Example: trady report runs/photos",
+@dataclass
+class ReportArguments:
+    """Where the report goes."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where the report is written; default: RUN/report."}
     )
-    parser.add_argument("run", metavar="RUN", help="The output directory of a run.")
-    parser.add_argument("--output_dir", help="Where the report is written; default: RUN/report.")
-    parser.add_argument("--json", action="store_true", help="Print the summary as JSON, and write nothing.")
-    args = parser.parse_args(arguments)
-    record = read_run(args.run)
+
+
+def make_parser() -> VerbParser:
+    """The parser of `trady report`."""
+    parser = VerbParser((ReportArguments,), "report", __doc__, ["output_dir", "json"], "trady report runs/photos")
+    run = parser.add_argument("run", metavar="RUN", help="The output directory of a run.")
+    run.complete = shtab.DIRECTORY
+    return parser
+
+
+def run(args: ReportArguments, directory: str) -> tuple[int, dict]:
+    """Write the report and print the summary; returns the exit code and the summary."""
+    record = read_run(directory)
     summary = summarize(record)
-    if args.json:
-        print(json.dumps(summary, indent=2))
-        return 0
-    page = write_report(record, args.output_dir or Path(args.run) / "report")
+    page = write_report(record, args.output_dir or Path(directory) / "report")
     for name, value in rows(summary):
         Console(soft_wrap=True).print(f"{name}: {value}", markup=False, highlight=False)
     print(f"Written to {page.parent}: {page.name} and its pictures")
-    return 0
+    return 0, summary

@@ -44,11 +44,20 @@ class TrainArguments(TrainingArguments):
     report_to: str = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ..., or none."})
 
 
-def run(arguments: list[str]) -> int:
-    """Train, evaluate, save the model, its metrics and a picture of what was updated; returns the exit code."""
+def make_parser() -> VerbParser:
+    """The parser of `trady train`."""
     classes = (ModelArguments, DataArguments, TraDyArguments, TrainArguments)
-    parser = VerbParser(classes, "train", __doc__, MAIN, EXAMPLE)
-    model_args, data_args, config, training_args = parser.parse(arguments)
+    return VerbParser(classes, "train", __doc__, MAIN, EXAMPLE)
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, config: TraDyArguments, training_args: TrainArguments
+) -> tuple[int, dict | None]:
+    """Train, evaluate, save the model, its metrics and a picture of what was updated.
+
+    Returns:
+        The exit code and, in the main process, the metrics.
+    """
     config.seed = training_args.seed
     set_seed(training_args.seed)
 
@@ -74,7 +83,8 @@ def run(arguments: list[str]) -> int:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("train", result.metrics | model.report().to_dict())
+    trained = result.metrics | model.report().to_dict()
+    trainer.save_metrics("train", trained)
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
@@ -83,15 +93,17 @@ def run(arguments: list[str]) -> int:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
-    if trainer.is_world_process_zero():
-        output = Path(training_args.output_dir)
-        selections = [model.draw(epoch) for epoch in range(model.epoch + 1)]
-        plot_layer_updates(model.costs, selections, output / "layer_updates.png", title=model_args.model_name_or_path)
-        print(model.report())
-        model.print_trainable_parameters()
-        print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
-        print(f"A page about the run: trady report {output}")
-    return 0 if math.isfinite(metrics["eval_loss"]) else 1
+    code = 0 if math.isfinite(metrics["eval_loss"]) else 1
+    if not trainer.is_world_process_zero():
+        return code, None
+    output = Path(training_args.output_dir)
+    selections = [model.draw(epoch) for epoch in range(model.epoch + 1)]
+    plot_layer_updates(model.costs, selections, output / "layer_updates.png", title=model_args.model_name_or_path)
+    print(model.report())
+    model.print_trainable_parameters()
+    print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
+    print(f"A page about the run: trady report {output}")
+    return code, {"output_dir": str(output)} | trained | metrics
 
 
 def _metrics(names: list[str]):

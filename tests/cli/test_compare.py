@@ -30,9 +30,12 @@ def test_images_end_to_end_and_a_second_call_trains_nothing(image_run, tmp_path,
     assert (tmp_path / "differences.png").stat().st_size > 5_000
     before = (tmp_path / "results.jsonl").read_bytes()
     monkeypatch.setattr("hf_trady.cli.compare.run_one", None)
-    assert compare(image_run, tmp_path, *grid) == 0
+    capsys.readouterr()
+    assert compare(image_run, tmp_path, *grid, "--json") == 0
     assert (tmp_path / "results.jsonl").read_bytes() == before and (tmp_path / "report.md").read_text() == report
-    assert "Written to" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Written to" in printed.err
+    assert {row["method"] for row in json.loads(printed.out)["rows"]} == set(METHODS)
 
 
 def test_texts_with_lora(text_run, tmp_path):

@@ -32,6 +32,8 @@ def test_seeds_of_a_task_agree_and_the_ranking_trains(image_run, tmp_path, capsy
     assert main([*train, "--max_steps", "2"]) == 0
 
 
-def test_texts_and_a_learning_rate(text_run, tmp_path):
-    assert rank(text_run, tmp_path, "--learning_rate", "0.1", "--per_device_train_batch_size", "8") == 0
-    assert json.loads((tmp_path / "agreement.json").read_text())["layers"] == [[1.0]]
+def test_texts_and_a_learning_rate(text_run, tmp_path, capsys):
+    assert rank(text_run, tmp_path, "--learning_rate", "0.1", "--per_device_train_batch_size", "8", "--json") == 0
+    agreement = json.loads((tmp_path / "agreement.json").read_text())
+    assert agreement["layers"] == [[1.0]]
+    assert json.loads(capsys.readouterr().out) == agreement | {"scores": LayerRanking.from_pretrained(tmp_path).scores}

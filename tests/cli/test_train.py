@@ -46,9 +46,11 @@ def test_images_end_to_end(image_run, tmp_path, capsys, strategy):
     assert [tuned.config.id2label[int(i)] for i in logits.argmax(-1)] == ["blue", "red"]
 
 
-def test_texts_end_to_end(text_run, tmp_path):
+def test_texts_end_to_end(text_run, tmp_path, capsys):
     output = tmp_path / "run"
-    assert main(["train", *text_run, "--output_dir", str(output), "--resample_every", "3"]) == 0
+    assert main(["train", *text_run, "--output_dir", str(output), "--resample_every", "3", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.items() >= results(output).items() and printed["output_dir"] == str(output)
     assert results(output)["eval_accuracy"] > 0.8
     base = BertForSequenceClassification.from_pretrained(text_run[1])
     tuned = TraDyModel.from_pretrained(output, base_model=base)

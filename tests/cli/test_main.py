@@ -1,0 +1,72 @@
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from hf_trady.cli.main import COMPLETION, VERBS, main
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_help_fits_a_screen_and_gives_an_example(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0 and len(shown.splitlines()) <= 45 and f"Example: trady {verb}" in shown
+
+
+def test_the_help_says_of_each_verb_what_its_own_help_begins_with():
+    for verb, summary in VERBS.items():
+        assert import_module(f"hf_trady.cli.{verb}").__doc__.splitlines()[0] == summary
+
+
+def test_help_and_version_wait_for_no_framework():
+    program = """
+import sys
+from hf_trady.cli.main import main
+try:
+    main([sys.argv[1]])
+except SystemExit as done:
+    assert not done.code
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+    for argument in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", program, argument], check=True, capture_output=True)
+
+
+def test_json_is_all_that_goes_to_stdout(tmp_path, capsys):
+    model = ("--model_name_or_path", "test_efficientnet", "--image_size", "32", "--batch_size", "2")
+    code = main(["plan", *model, "--memory_budget", "4MiB", "--output_dir", str(tmp_path), "--json"])
+    printed = capsys.readouterr()
+    assert code == 0 and "predicted peak" in printed.err
+    assert json.loads(printed.out) == json.loads((tmp_path / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        (["tr"], ["train"]),
+        (["plan", "--memory_b"], ["--memory_budget"]),
+        (["train", "--lr_scheduler_type", "cosine_wi"], ["cosine_with_restarts", "cosine_with_min_lr"]),
+        (["report", "--j"], ["--json"]),
+    ],
+)
+def test_a_shell_completes_verbs_arguments_and_their_values(completion, typed, expected):
+    words = " ".join(["trady", *typed])
+    program = f"source {completion}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_trady"
+    result = subprocess.run(
+        ["bash", "-c", program + '; printf "%s\\n" "${COMPREPLY[@]}"'], check=True, capture_output=True, text=True
+    )
+    assert set(expected) <= set(result.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """The completion of bash, in a file."""
+    file = tmp_path_factory.mktemp("shell") / "trady.bash"
+    with file.open("w") as output, pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys, "stdout", output)
+        main([COMPLETION, "bash"])
+    return file
