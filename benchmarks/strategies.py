@@ -5,9 +5,9 @@
     python benchmarks/strategies.py data/           # half a day on 2 cores; goes on where it was stopped
     python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
 
-Runs `trady compare` once a network, with each method's learning rate chosen on validation data of the first task. Each
-finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees training data alone,
-and other seeds.
+Runs `trady compare` once a network, with the learning rate of each method and budget chosen on validation data of the
+first task. Each finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees
+training data alone, and other seeds.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class NetworkTasks:
         name: The timm architecture, or the directory of a transformers model below the data.
         tasks: Directories below the data.
         data: Arguments of the data besides its name.
-        learning_rates: To choose from; the search takes the last but one.
+        learning_rates: To choose from; the search takes the third.
     """
 
     name: str
@@ -56,11 +56,11 @@ class NetworkTasks:
 SAMPLES = {"max_eval_samples": 600}
 IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 512, "per_device_train_batch_size": 32}
 TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 256, "per_device_train_batch_size": 16}
-RATES = (1e-4, 5e-4, 2e-3)
+RATES = (1e-4, 5e-4, 2e-3, 1e-2)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),
     "tf_efficientnet_lite0": NetworkTasks("tf_efficientnet_lite0", ("cifar10", "fashion_mnist"), IMAGES, RATES),
-    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (2e-4, 1e-3, 5e-3)),
+    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (2e-4, 1e-3, 5e-3, 2e-2)),
 }
 TRAINING = {
     "num_train_epochs": 5,
@@ -87,7 +87,7 @@ def main() -> int:
         network = NETWORKS[name]
         if options.search:
             grid = {"methods": SEARCHED, "memory_budgets": BUDGETS[:1], "seeds": (10, 11)}
-            grid |= {"learning_rates": network.learning_rates[-2:-1]}
+            grid |= {"learning_rates": network.learning_rates[2:3]}
             data = network.data | {"train_val_split": 0.4}
             network = replace(network, tasks=tuple(f"search/{task}" for task in network.tasks), data=data)
             code = compare(network, grid, RESULTS / "search" / name)

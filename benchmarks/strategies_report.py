@@ -89,11 +89,11 @@ Written by `python benchmarks/strategies_report.py` from the runs of `benchmarks
 
 ## Setting
 
-Pretrained networks, real tasks, the same batches and steps for every method: {TRAINING["num_train_epochs"]} epochs of
-AdamW with a cosine schedule, no weight decay, norms frozen in TraDy's runs. Each method's learning rate is the best of
-three on other training samples of the first task, with seed 0 and the budget in the middle; the runs that count are
-evaluated once, at their end, on test data that nothing was chosen by. Seeds 0, 1, 2 set the
-new head, the order of the data and the channels. Budgets are shares of the network's units.
+Pretrained networks, real tasks, the same batches and steps for every method: {TRAINING["num_train_epochs"]} epochs
+of AdamW with a cosine schedule, no weight decay, norms frozen in TraDy's runs. The learning rate of each method and
+budget is chosen on other training samples of the first task, with seed 0: from the third one up or down, as long as
+accuracy rises. The runs that count are evaluated once, at their end, on test data that nothing was chosen by. Seeds
+0, 1, 2 set the new head, the order of the data and the channels. Budgets are shares of the network's units.
 
 | network | tasks | train / test samples | batch | pixels or tokens | learning rates |
 | --- | --- | --- | --- | --- | --- |

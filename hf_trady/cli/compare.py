@@ -2,8 +2,9 @@
 
 Takes what `trady train` takes; --dataset_name may be several data sets, one a task. Every run that has finished is a
 line of results.jsonl: stopped at any moment and started again, the command goes on where it was. With several learning
-rates, each method's is chosen on training data that is held out, at the budget in the middle; what counts then trains
-on all of it, and is evaluated on the test data. Memory is measured in short runs after these.
+rates, that of each method and budget is chosen on training data that is held out, from the middle one on in the
+direction that does better; what counts then trains on all of it, and is evaluated on the test data. Memory is measured
+in short runs after these.
 """
 
 import json
@@ -52,7 +53,7 @@ class CompareArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the runs on the test data."})
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-3], metadata={"help": "To choose from; one is taken as it is."}
+        default_factory=lambda: [1e-3], metadata={"help": "To choose from, a few times apart; one is taken as it is."}
     )
     tuning_tasks: list[str] | None = field(
         default=None,
@@ -114,7 +115,8 @@ def run(
             tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
         return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
 
-    do_all(grid.tuning_runs(), results, do, tqdm)
+    while runs := grid.tuning_runs(results):
+        do_all(runs, results, do, tqdm)
     do_all(grid.test_runs(results), results, do, tqdm)
     do_all(grid.memory_runs(results), results, do, tqdm)
     return 0, {"output_dir": str(output), "rows": _report(results, output)}

@@ -18,7 +18,7 @@ class Grid:
         methods: What `parse_method` takes.
         budgets: Of the strategies.
         seeds: Of the runs on the test data.
-        learning_rates: To choose from for each method, at the budget in the middle, on validation data.
+        learning_rates: To choose from for each method and budget, on validation data.
         tuning_seeds: Of the runs that the learning rate is chosen by.
         tuning_tasks: Tasks whose mean accuracy it is chosen by; None for all.
     """
@@ -31,58 +31,77 @@ class Grid:
     tuning_seeds: Sequence[int] = (0,)
     tuning_tasks: Sequence[str] | None = None
 
-    def cells(self) -> list[tuple[str, str, float | int | str | None]]:
-        """Task, method, budget. A baseline has no budget."""
+    def settings(self) -> list[tuple[str, float | int | str | None]]:
+        """Method, budget: what a learning rate is chosen for. A baseline has no budget."""
         return [
-            (task, method, budget)
-            for task in self.tasks
-            for method in self.methods
-            for budget in ([None] if method in BASELINES else self.budgets)
+            (method, budget) for method in self.methods for budget in ([None] if method in BASELINES else self.budgets)
         ]
 
-    def tuning_runs(self) -> list[Run]:
-        """The runs that learning rates are chosen by; none if there is nothing to choose."""
+    def tuning_runs(self, results: Results) -> list[Run]:
+        """The next runs that learning rates are chosen by; none once all are chosen.
+
+        Each setting climbs from the rate in the middle to a neighbour that did better, the lower one first, until
+        neither did.
+        """
         if len(self.learning_rates) == 1:
             return []
-        return [run for method in self.methods for rate in self.learning_rates for run in self.runs_with(method, rate)]
-
-    def runs_with(self, method: str, learning_rate: float) -> list[Run]:
-        """The runs that tell how good `learning_rate` is for `method`."""
-        budget = None if method in BASELINES else self.budgets[len(self.budgets) // 2]
         return [
-            Run("tune", task, method, budget, seed, learning_rate)
-            for seed in self.tuning_seeds
-            for task in self.tuning_tasks or self.tasks
+            run
+            for method, budget in self.settings()
+            for rate in self._next_rates(method, budget, results)
+            for run in self._runs_with(method, budget, rate)
         ]
 
     def test_runs(self, results: Results) -> list[Run]:
         """The runs on the test data. Seeds are the outer loop: what a stopped comparison has, it has of all cells."""
         chosen = chosen_learning_rates(self, results)
         return [
-            Run("test", task, method, budget, seed, chosen[method])
+            Run("test", task, method, budget, seed, chosen[method, budget])
             for seed in self.seeds
-            for task, method, budget in self.cells()
+            for task in self.tasks
+            for method, budget in self.settings()
         ]
 
     def memory_runs(self, results: Results) -> list[Run]:
         """The short runs that memory is measured in, of the first task and seed."""
         chosen = chosen_learning_rates(self, results)
         return [
-            Run("memory", task, method, budget, self.seeds[0], chosen[method])
-            for task, method, budget in self.cells()
-            if task == self.tasks[0]
+            Run("memory", self.tasks[0], method, budget, self.seeds[0], chosen[method, budget])
+            for method, budget in self.settings()
         ]
 
+    def validation_accuracy(
+        self, method: str, budget: float | int | str | None, results: Results
+    ) -> dict[float, float]:
+        """By learning rate, in order, the mean accuracy on the validation data; of those that have been tried."""
+        runs = {rate: self._runs_with(method, budget, rate) for rate in sorted(self.learning_rates)}
+        return {
+            rate: statistics.mean(results[run]["accuracy"] for run in runs[rate])
+            for rate in runs
+            if all(run in results for run in runs[rate])
+        }
 
-def chosen_learning_rates(grid: Grid, results: Results) -> dict[str, float]:
-    """By method, the learning rate with the highest mean accuracy on the validation data."""
+    def _runs_with(self, method: str, budget: float | int | str | None, learning_rate: float) -> list[Run]:
+        return [
+            Run("tune", task, method, budget, seed, learning_rate)
+            for seed in self.tuning_seeds
+            for task in self.tuning_tasks or self.tasks
+        ]
+
+    def _next_rates(self, method: str, budget: float | int | str | None, results: Results) -> list[float]:
+        rates, tried = sorted(self.learning_rates), self.validation_accuracy(method, budget, results)
+        if not tried:
+            return [rates[len(rates) // 2]]
+        best = rates.index(max(tried, key=tried.get))
+        return [rate for rate in rates[max(best - 1, 0) : best + 2] if rate not in tried][:1]
+
+
+def chosen_learning_rates(grid: Grid, results: Results) -> dict[tuple[str, float | int | str | None], float]:
+    """By method and budget, the learning rate with the highest mean accuracy on the validation data."""
     if len(grid.learning_rates) == 1:
-        return dict.fromkeys(grid.methods, grid.learning_rates[0])
-
-    def accuracy(method: str, learning_rate: float) -> float:
-        return statistics.mean(results[run]["accuracy"] for run in grid.runs_with(method, learning_rate))
-
-    return {method: max(grid.learning_rates, key=lambda rate: accuracy(method, rate)) for method in grid.methods}
+        return dict.fromkeys(grid.settings(), grid.learning_rates[0])
+    tried = {setting: grid.validation_accuracy(*setting, results) for setting in grid.settings()}
+    return {setting: max(rates, key=rates.get) for setting, rates in tried.items()}
 
 
 def do_all(runs: Iterable[Run], results: Results, run_one: Callable[[Run], dict], progress: Callable) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 
 import pytest
@@ -20,10 +21,19 @@ class Bar(list):
         assert text
 
 
+def best_rate(method: str, budget: float | None) -> float:
+    """The lower the larger the budget, as with real networks."""
+    return 0.001 if method == "full" else 0.1 if budget == 0.01 else 0.01
+
+
 def figures(run: Run) -> dict:
-    """Made up, but a function of the run: 0.01 is the best rate for `trady`, 0.1 for the others."""
-    best = 0.01 if run.method == "trady" else 0.1
-    accuracy = 0.5 + 0.1 * (run.learning_rate == best) + 0.05 * (run.method == "trady") + 0.01 * run.seed
+    """Made up, but a function of the run, with one best rate for each setting."""
+    accuracy = (
+        0.5
+        - 0.01 * abs(math.log10(run.learning_rate / best_rate(run.method, run.budget)))
+        + 0.05 * (run.method == "trady")
+        + 0.01 * run.seed
+    )
     accuracy += 0.001 * (hash((run.task, run.seed)) % 7)
     return {"accuracy": accuracy, "loss": 1.0, "peak_bytes": 2**20, "seconds": 1.0, "train_seconds": 1.0,
             "units": 5, "budget_units": 4 if run.budget == 0.01 else 10}  # fmt: skip
@@ -31,7 +41,8 @@ def figures(run: Run) -> dict:
 
 def finished(path, grid=GRID, run_one=figures) -> Results:
     results = Results(path, {"epochs": 1})
-    do_all(grid.tuning_runs(), results, run_one, Bar)
+    while runs := grid.tuning_runs(results):
+        do_all(runs, results, run_one, Bar)
     do_all(grid.test_runs(results), results, run_one, Bar)
     do_all(grid.memory_runs(results), results, run_one, Bar)
     return results
@@ -41,11 +52,12 @@ def test_every_cell_is_tuned_and_tested_once(tmp_path):
     results = finished(tmp_path / "r.jsonl")
     cells = 2 * (2 * 2 + 1)
     tuned = [run for run in results if run.phase == "tune"]
-    assert len(tuned) == 2 * 3 * 3 and {run.budget for run in tuned} == {0.1, None}  # the middle one of two is the 2nd
+    assert len(tuned) == len(set(tuned)) == 2 * (2 * 2 * 3 + 2)  # `full` does better at the lower rate: two of three
+    assert {run.budget for run in tuned} == {0.01, 0.1, None}
     assert len([run for run in results if run.phase == "memory"]) == cells // 2
     tests = [run for run in results if run.phase == "test"]
     assert len(tests) == len({(r.task, r.method, r.budget, r.seed) for r in tests}) == cells * 3
-    assert all(run.learning_rate == (0.01 if run.method == "trady" else 0.1) for run in tests)
+    assert all(run.learning_rate == best_rate(run.method, run.budget) for run in tests)
     assert all(run.budget is None for run in tests if run.method == "full")
 
 
@@ -53,7 +65,26 @@ def test_one_learning_rate_is_taken_as_it_is(tmp_path):
     grid = Grid(["a"], ["trady"], [0.1], [0], [0.3])
     results = finished(tmp_path / "r.jsonl", grid)
     assert [run.phase for run in results] == ["test", "memory"]
-    assert chosen_learning_rates(grid, results) == {"trady": 0.3}
+    assert chosen_learning_rates(grid, results) == {("trady", 0.1): 0.3}
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True), st.integers(0, 9), st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_best_learning_rate_is_found_in_few_runs(tmp_path_factory, accuracies, peak, data):
+    """Where accuracy rises up to a rate and falls from it on, that one is chosen; no rate far beyond it is tried."""
+    peak = min(peak, len(accuracies) - 1)
+    ordered = sorted(accuracies)
+    rising = sorted(data.draw(st.permutations(ordered[:-1]))[:peak])
+    curve = [*rising, ordered[-1], *sorted(set(ordered[:-1]) - set(rising), reverse=True)]
+    rates = [10.0**i for i in range(len(curve))]
+    grid = Grid(["a"], ["full"], [], [0], data.draw(st.permutations(rates)))
+    by_rate = dict(zip(rates, curve, strict=True))
+    path = tmp_path_factory.mktemp("climb") / "r.jsonl"
+    results = finished(path, grid, lambda run: figures(run) | {"accuracy": by_rate[run.learning_rate]})
+    assert chosen_learning_rates(grid, results) == {("full", None): rates[peak]}
+    tried = {rates.index(run.learning_rate) for run in results if run.phase == "tune"}
+    middle = len(rates) // 2
+    assert tried <= set(range(min(peak, middle) - 1, max(peak, middle) + 2))
 
 
 def test_a_learning_rate_may_be_chosen_on_some_of_the_tasks(tmp_path):
