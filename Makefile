@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow lint format benchmarks clean
+.PHONY: demo test test-slow test-oldest lint format benchmarks clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
 demo: $(INSTALLED)
@@ -15,6 +16,10 @@ test: $(INSTALLED)
 # The tests that take over 20 seconds each.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The tests on the oldest versions that pyproject.toml admits, in an environment of their own.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -35,5 +40,11 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --no-compile --editable ".[demo,dev]"
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --editable ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs
