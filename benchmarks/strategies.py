@@ -2,7 +2,7 @@
 
     python benchmarks/strategy_tasks.py data/        # once: the weights and the data
     python benchmarks/strategies.py data/ --search --networks mobilenetv2_100 minilm   # the fields of `informed`
-    python benchmarks/strategies.py data/           # half a day on 2 cores; goes on where it was stopped
+    python benchmarks/strategies.py data/           # some hours on 2 cores; goes on where it was stopped
     python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
 
 Runs `trady compare` once a network, with the learning rate of each method and budget chosen on validation data of the
@@ -38,7 +38,7 @@ class NetworkTasks:
         name: The timm architecture, or the directory of a transformers model below the data.
         tasks: Directories below the data.
         data: Arguments of the data besides its name.
-        learning_rates: To choose from; the search takes the third.
+        learning_rates: To choose from; the search takes the one in the middle.
     """
 
     name: str
@@ -53,17 +53,26 @@ class NetworkTasks:
         return ModelArguments(str(root / self.name))
 
 
-SAMPLES = {"max_eval_samples": 600}
-IMAGES = SAMPLES | {"image_size": 64, "max_train_samples": 512, "per_device_train_batch_size": 32}
-TEXTS = SAMPLES | {"max_seq_length": 32, "max_train_samples": 256, "per_device_train_batch_size": 16}
-RATES = (1e-4, 5e-4, 2e-3, 1e-2)
+SAMPLES = {"max_eval_samples": 500}
+IMAGES = SAMPLES | {
+    "image_size": 48,
+    "max_train_samples": 320,
+    "per_device_train_batch_size": 16,
+    "num_train_epochs": 4,
+}
+TEXTS = SAMPLES | {
+    "max_seq_length": 32,
+    "max_train_samples": 256,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 3,
+}
+RATES = (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
 NETWORKS = {
     "mobilenetv2_100": NetworkTasks("mobilenetv2_100", ("cifar10", "fashion_mnist"), IMAGES, RATES),
     "tf_efficientnet_lite0": NetworkTasks("tf_efficientnet_lite0", ("cifar10", "fashion_mnist"), IMAGES, RATES),
-    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (2e-4, 1e-3, 5e-3, 2e-2)),
+    "minilm": NetworkTasks("minilm", ("movie_reviews", "brown_genres"), TEXTS, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 }
 TRAINING = {
-    "num_train_epochs": 5,
     "per_device_eval_batch_size": 64,
     "optim": "adamw_torch",
     "weight_decay": 0.0,

@@ -7,15 +7,14 @@ Reads what is finished in benchmarks/results/strategies and says what is missing
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import ttest_rel
-from strategies import BUDGETS, NETWORKS, RESULTS, TRAINING
+from strategies import BUDGETS, METHODS, NETWORKS, RESULTS
+from strategies_pairs import accuracies, as_text, difference, is_image, mean_of, only
 
-from hf_trady.comparison import Results, Run, summary
+from hf_trady.comparison import BASELINES, Results, Run, summary
 from hf_trady.comparison.charts import plot_accuracy_and_memory, plot_differences
 from hf_trady.comparison.results import paired_tests
 from hf_trady.memory import MIB
@@ -32,17 +31,25 @@ CLAIMS = (
     ("random channels beat the largest gradients, measured once", "trady", "static_rgn"),
 )
 
-Accuracies = dict[tuple, float]  # (network, task, seed) -> accuracy
-
 
 def main() -> None:
     by_network = {name: Results(RESULTS / name / "results.jsonl") for name in NETWORKS if _has_results(name)}
+    whole = _complete_methods(by_network)
     together = {
         replace(run, task=f"{name}: {run.task}"): results[run]
         for name, results in by_network.items()
         for run in results
+        if run.method in whole
     }
-    parts = [_setting(), _table(together), _claims(together), _targets(together, by_network), _networks(by_network)]
+    parts = [
+        _setting(),
+        _table(together),
+        _claims(together),
+        _targets(together, by_network),
+        _rates(by_network),
+        _networks(by_network),
+        _missing(whole),
+    ]
     (DOCS / "evidence.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     plot_differences(together, DOCS / "evidence_differences.png")
     for name, results in by_network.items():
@@ -55,22 +62,22 @@ def _has_results(name: str) -> bool:
     return path.is_file() and any(run.phase == "test" for run in Results(path))
 
 
-def accuracies(results: dict[Run, dict], method: str, budget=None) -> Accuracies:
-    """Test accuracy by (task, seed); of a strategy without `budget` the mean over those that it was run with."""
-    found: dict[tuple, list[float]] = {}
-    for run, figures in results.items():
-        if run.phase == "test" and run.method == method and budget in (None, run.budget):
-            found.setdefault((run.task, run.seed), []).append(figures["accuracy"])
-    return {key: float(np.mean(values)) for key, values in found.items()}
+def _complete_methods(by_network: dict[str, Results]) -> list[str]:
+    """The methods that were run on every network and task with every budget and as many seeds as any other."""
+    runs = {
+        (name, run.task, run.method, run.budget, run.seed)
+        for name, results in by_network.items()
+        for run in results
+        if run.phase == "test"
+    }
+    seeds = {run[-1] for run in runs}
 
+    def is_complete(method: str) -> bool:
+        budgets = [None] if method in BASELINES else BUDGETS
+        tasks = [(name, task) for name, network in NETWORKS.items() for task in network.tasks]
+        return all((*task, method, budget, seed) in runs for task in tasks for budget in budgets for seed in seeds)
 
-def difference(one: Accuracies, other: Accuracies) -> tuple[float, float, int]:
-    """Mean paired difference in points, the p of a paired t-test, and the number of pairs."""
-    pairs = sorted(one.keys() & other.keys())
-    a, b = (np.array([known[pair] for pair in pairs]) for known in (one, other))
-    if len(pairs) < 2:
-        return (100 * float((a - b).mean()) if pairs else float("nan")), float("nan"), len(pairs)
-    return 100 * float((a - b).mean()), float(ttest_rel(a, b).pvalue), len(pairs)
+    return [method for method in METHODS if is_complete(method)]
 
 
 # ---- Parts of the document ------------------------------------------------------------------------------------------
@@ -79,7 +86,8 @@ def difference(one: Accuracies, other: Accuracies) -> tuple[float, float, int]:
 def _setting() -> str:
     rows = "\n".join(
         f"| {TITLES[name]} | {', '.join(n.tasks)} | {n.data['max_train_samples']} / {n.data['max_eval_samples']} | "
-        f"{n.data['per_device_train_batch_size']} | {n.data.get('image_size', n.data.get('max_seq_length'))} | "
+        f"{n.data['num_train_epochs']} | {n.data['per_device_train_batch_size']} | "
+        f"{n.data.get('image_size', n.data.get('max_seq_length'))} | "
         f"{', '.join(f'{rate:g}' for rate in n.learning_rates)} |"
         for name, n in NETWORKS.items()
     )
@@ -89,18 +97,19 @@ Written by `python benchmarks/strategies_report.py` from the runs of `benchmarks
 
 ## Setting
 
-Pretrained networks, real tasks, the same batches and steps for every method: {TRAINING["num_train_epochs"]} epochs
-of AdamW with a cosine schedule, no weight decay, norms frozen in TraDy's runs. The learning rate of each method and
-budget is chosen on other training samples of the first task, with seed 0: from the third one up or down, as long as
-accuracy rises. The runs that count are evaluated once, at their end, on test data that nothing was chosen by. Seeds
-0, 1, 2 set the new head, the order of the data and the channels. Budgets are shares of the network's units.
+Pretrained networks, real tasks, the same batches and steps for every method: AdamW with a cosine schedule, no weight
+decay, norms frozen in TraDy's runs. The learning rate of each method and budget is chosen on other training samples
+of the first task, with seed 0: from the third one up or down, as long as accuracy rises. The runs that count are
+evaluated once, at their end, on test data that nothing was chosen by. Seeds 0, 1, 2 set the new head, the
+order of the data and the channels, which are drawn anew each epoch. Budgets are shares of the network's units. The
+fields of `informed` were searched before, on training data alone and with other seeds.
 
-| network | tasks | train / test samples | batch | pixels or tokens | learning rates |
-| --- | --- | --- | --- | --- | --- |
+| network | tasks | train / test samples | epochs | batch | pixels or tokens | learning rates |
+| --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-Few samples and small inputs, as two cores must do it all: accuracies are below what these networks can reach. What is
-compared is how methods order."""
+Few samples, steps and draws and small inputs, as two cores must do it all: accuracies are far below what these
+networks can reach, and an epoch is short. What is compared is how methods order at equal steps."""
 
 
 def _table(results: dict[Run, dict]) -> str:
@@ -115,11 +124,17 @@ def _table(results: dict[Run, dict]) -> str:
         "| method | " + " | ".join(f"budget {budget:g}" for budget in BUDGETS) + " | mean |",
         "| --- | " + "---: | " * (len(BUDGETS) + 1),
     ]
-    methods = sorted({method for method, _ in cells}, key=lambda name: -_mean(accuracies(results, name)))
+    methods = sorted({method for method, _ in cells}, key=lambda name: -mean_of(accuracies(results, name)))
     for method in methods:
         row = [_cell(cells.get((method, budget)) or cells.get((method, None))) for budget in BUDGETS]
-        lines.append(f"| {method} | {' | '.join(row)} | {100 * _mean(accuracies(results, method)):.2f} |")
-    lines += ["", "![Paired differences between methods](evidence_differences.png)"]
+        lines.append(f"| {method} | {' | '.join(row)} | {100 * mean_of(accuracies(results, method)):.2f} |")
+    lines += [
+        "",
+        "![Paired differences between methods](evidence_differences.png)",
+        "",
+        f"Paired t-tests over (network, task, seed), corrected for all {len(paired_tests(results))} of them",
+        "(Benjamini-Hochberg); a star marks p < 0.05.",
+    ]
     return "\n".join(lines)
 
 
@@ -134,11 +149,14 @@ def _claims(results: dict[Run, dict]) -> str:
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for claim, one, other in CLAIMS:
+        if not (accuracies(results, one) and accuracies(results, other)):
+            lines.append(f"| {claim} | {one} - {other} | - | - | - | not run |")
+            continue
         found = [
             difference(accuracies(part, one), accuracies(part, other))
-            for part in (results, _only(results, _is_image), _only(results, lambda run: not _is_image(run)))
+            for part in (results, only(results, is_image), only(results, lambda run: not is_image(run)))
         ]
-        texts = [_difference(*figures) for figures in found]
+        texts = [as_text(*figures) for figures in found]
         lines.append(f"| {claim} | {one} - {other} | {' | '.join(texts)} | {_verdict(*found[0][:2])} |")
     return "\n".join([*lines, "", *_propositions()])
 
@@ -174,18 +192,18 @@ def _targets(results: dict[Run, dict], by_network: dict[str, Results]) -> str:
         "| --- | " + "---: | " * (len(BUDGETS) + 1),
     ]
     for method in methods:
-        cells = [_difference(*difference(default, accuracies(results, method)))]
+        cells = [as_text(*difference(default, accuracies(results, method)))]
         for budget in BUDGETS:
             pair = (accuracies(results, name, budget) for name in (DEFAULT, method))
-            cells.append(_difference(*difference(*pair)))
+            cells.append(as_text(*difference(*pair)))
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    texts = _only(results, lambda run: not _is_image(run))
+    texts = only(results, lambda run: not is_image(run))
     smallest = difference(*(accuracies(texts, name, BUDGETS[0]) for name in (DEFAULT, "static_rgn")))
     largest = difference(accuracies(results, DEFAULT, BUDGETS[-1]), accuracies(results, "full"))
     lines += [
         "",
-        f"- On texts at the smallest budget, against `static_rgn`: {_difference(*smallest)}.",
-        f"- At the largest budget, against full fine-tuning: {_difference(*largest)}.",
+        f"- On texts at the smallest budget, against `static_rgn`: {as_text(*smallest)}.",
+        f"- At the largest budget, against full fine-tuning: {as_text(*largest)}.",
         "",
         "At no more measured peak memory than the other method takes, the best budget of it:",
         "",
@@ -233,24 +251,41 @@ def _networks(by_network: dict[str, Results]) -> str:
             budget = f"{row['budget']:g}" if row["budget"] is not None else "-"
             marked = " (exceeded)" if row["over_budget"] else ""
             lines.append(f"| {row['method']} | {budget}{marked} | {' | '.join(cells)} | {peak} | {row['runs']} |")
-    tests = paired_tests({replace(run): by_network[name][run] for name in by_network for run in by_network[name]})
-    lines += ["", f"Tests in the picture of differences are corrected for {len(tests)} of them (Benjamini-Hochberg)."]
     return "\n".join(lines)
 
 
+def _rates(by_network: dict[str, Results]) -> str:
+    lines = [
+        "## The learning rates that were chosen",
+        "",
+        f"By budget: {', '.join(f'{budget:g}' for budget in BUDGETS)}.",
+        "",
+        f"| method | {' | '.join(TITLES[name] for name in by_network)} |",
+        "| --- | " + "--- | " * len(by_network),
+    ]
+    for method in METHODS:
+        cells = [_rates_of(method, results) for results in by_network.values()]
+        if any(cells):
+            lines.append(f"| {method} | {' | '.join(cell or '-' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _rates_of(method: str, results: Results) -> str:
+    found = {run.budget: run.learning_rate for run in results if run.phase == "test" and run.method == method}
+    return ", ".join(f"{found[budget]:g}" for budget in (None, *BUDGETS) if budget in found)
+
+
+def _missing(whole: list[str]) -> str:
+    missing = [method for method in METHODS if method not in whole]
+    if not missing:
+        return "All methods were run with every budget and seed on every task."
+    return (
+        "## What was not run\n\nNot with every budget and seed on every task, so neither in the tables over all "
+        f"networks nor in a test: {', '.join(missing)}."
+    )
+
+
 # ---- Small things ---------------------------------------------------------------------------------------------------
-
-
-def _only(results: dict[Run, dict], wanted: Callable[[Run], bool]) -> dict[Run, dict]:
-    return {run: figures for run, figures in results.items() if wanted(run)}
-
-
-def _is_image(run: Run) -> bool:
-    return "image_size" in NETWORKS[run.task.split(":")[0]].data
-
-
-def _mean(values: Accuracies) -> float:
-    return float(np.mean(list(values.values()))) if values else float("nan")
 
 
 def _off_diagonal(matrix: list[list[float]]) -> list[float]:
@@ -259,10 +294,6 @@ def _off_diagonal(matrix: list[list[float]]) -> list[float]:
 
 def _cell(row: dict | None) -> str:
     return "-" if row is None else f"{100 * row['accuracy']:.2f} ± {100 * row['std']:.2f}"
-
-
-def _difference(points: float, p: float, pairs: int) -> str:
-    return "-" if pairs == 0 else f"{points:+.2f} (p = {p:.2g}, {pairs} pairs)"
 
 
 def _verdict(points: float, p: float) -> str:
