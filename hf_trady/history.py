@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from .config import TraDyConfig
-from .files import write_text
+from .files import read_json, write_text
 from .model import TraDyModel
 from .selection import CostTable
 from .version import __version__
@@ -154,7 +154,7 @@ class DrawHistory:
         if not file.is_file():
             return None
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(file))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"'{file}' is not a history of draws ({type(error).__name__}: {error})") from None
 

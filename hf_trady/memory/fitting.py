@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..files import write_text
+from ..files import read_json, write_text
 
 
 FITTED_NAME = "trady_plan.json"
@@ -67,7 +67,7 @@ class FittedBudget:
         if not file.is_file():
             return None
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
             return cls(
                 units=int(values["units"]),
                 left_out=tuple(str(name) for name in values["left_out"]),

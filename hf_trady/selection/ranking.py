@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import write_text
+from ..files import read_json, write_text
 from ..hub import PushToHubMixin, local_directory
 from ..markup import html_table
 from .cost import CostTable
@@ -134,7 +134,7 @@ class LayerRanking(PushToHubMixin):
         if not file.is_file():
             raise FileNotFoundError(f"no layer ranking at '{path}'; give a {RANKING_NAME}, or where one is")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
             ranking = cls(
                 scores={kind: {k: float(v) for k, v in values["scores"][kind].items()} for kind in IMPORTANCE},
                 shapes={name: [int(channels), int(weight)] for name, (channels, weight) in values["shapes"].items()},
