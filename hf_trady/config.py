@@ -225,6 +225,8 @@ class TraDyConfig(PushToHubMixin):
             raise ValueError(f"'{file}' is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"'{file}' must hold a JSON object, not a {type(values).__name__}")
+        if isinstance(values.get("scheme"), str):  # a stranger's config names no file of this machine
+            raise _refusal("scheme", values["scheme"], "a dict in a saved config: layer name -> share of its channels")
         return cls.from_dict(values)
 
 

@@ -1,7 +1,7 @@
 """Keeps a step whose gradient is not finite from changing anything."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import get_total_norm
@@ -28,7 +28,7 @@ class StepGuard:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # of batch-norms, and what they were
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # of batch-norms, and what they were
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -38,19 +38,23 @@ class StepGuard:
         self._statistics = [(buffer, buffer.clone()) for buffer in moving]
 
     @torch.no_grad()
-    def passes(self) -> bool:
-        """Whether the norm of all gradients is finite; if it isn't, the step is stopped: they are dropped, upon which
-        an optimizer passes its Parameters over.
+    def passes(self, *losses: Tensor) -> bool:
+        """Whether the norm of all gradients is finite, and what the forward has moved; if not, the step is stopped:
+        the gradients are dropped, upon which an optimizer passes its Parameters over.
 
         Call it after the backward, and after `unscale_` where there is a GradScaler. Gradients that are averaged over
         processes give the same answer in each of them.
+
+        Args:
+            *losses: Those of the step, which must be finite, too: that of a batch without a sample is NaN, while its
+                gradient is 0. Leave them out where there are several processes, which must agree.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
         whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
         norms = [get_total_norm(group) for group in (sharded, whole) if group]
         norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        if all(bool(torch.isfinite(norm)) for norm in norms):
+        if all(bool(torch.isfinite(value).all()) for value in (*norms, *losses, *(b for b, _ in self._statistics))):
             return True
         for parameter in self.model.parameters():
             parameter.grad = None

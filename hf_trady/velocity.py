@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .files import atomic_path
 from .selection import ChannelScores
 from .selection.measuring import batches_of, default_loss
+from .tensor_files import write_tensors
 
 
 INERTIA = 0.5
@@ -67,8 +67,7 @@ class NeuronVelocities:
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `neuron_velocities.safetensors` into `save_directory`: all outputs, so as large as these."""
         tensors = {f"{part}.{name}": value.contiguous() for part, of in self._parts() for name, value in of.items()}
-        with atomic_path(Path(save_directory) / VELOCITIES_NAME) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        write_tensors(Path(save_directory) / VELOCITIES_NAME, tensors)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, layers: Mapping[str, nn.Module]) -> "NeuronVelocities | None":

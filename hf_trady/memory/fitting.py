@@ -68,14 +68,17 @@ class FittedBudget:
             return None
         try:
             values = read_json(file)
-            return cls(
+            fitted = cls(
                 units=int(values["units"]),
                 left_out=tuple(str(name) for name in values["left_out"]),
                 predicted_peak=int(values["predicted_peak"]),
                 floor=int(values["floor"]),
                 shrunk=tuple((int(start), int(units)) for start, units in values["shrunk"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if min([fitted.units, *(units for _, units in fitted.shrunk)]) < 1:
+                raise ValueError("a draw of no units")
+            return fitted
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"'{file}' is not a fitted budget ({type(error).__name__}: {error}); delete it to fit anew"
             ) from None

@@ -63,11 +63,12 @@ class LayerRanking(PushToHubMixin):
         """The first K layers, K as MeDyate picks it: the fewest of which `budget` is no more than a fifth; or all.
 
         Args:
-            costs: Costs of all ranked layers.
+            costs: Costs of the layers; others that are ranked are passed over.
             budget: Units (elements).
             importance: The score to rank by.
         """
-        names, memory = self.layers(importance), 0
+        known = {row.name for row in costs}
+        names, memory = [name for name in self.layers(importance) if name in known], 0
         for number, name in enumerate(names, 1):
             memory += costs[name].channels * costs[name].space
             if budget <= BUDGET_SHARE * memory:

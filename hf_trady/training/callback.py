@@ -47,6 +47,7 @@ class TraDyCallback(TrainerCallback):
         self.in_checkpoints = in_checkpoints
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self.losses: list[torch.Tensor] = []  # of the current step's micro-batches, where the Trainer tells them
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self.history: DrawHistory | None = None  # in the main process, once training has begun
         self.checkpoint: str | None = None  # what training resumes from, where it is known
@@ -88,11 +89,13 @@ class TraDyCallback(TrainerCallback):
         if self._every != "epoch":
             self._redraw(state.global_step // self._every)
         self._guard.begin()
+        self.losses.clear()
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.sample()
         self._stepped = True
-        if self._guard.passes():
+        losses = self.losses if self.trainer.accelerator.num_processes == 1 else ()
+        if self._guard.passes(*losses):
             self._skipped_in_a_row = 0
             self._model.observe()
         else:

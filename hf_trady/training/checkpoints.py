@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -58,8 +59,8 @@ class CheckpointingTrainer(Trainer):
                     bring_to_disk(staged)  # before anything is deleted for it
                 seal(staged)
                 _replace_directory(staged, final)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's way to say it
                 raise
             shutil.rmtree(run / STAGING, ignore_errors=True)
             raise _cannot_save(final, error) from error

@@ -182,6 +182,11 @@ class TraDyTrainer(CheckpointingTrainer):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._redraws.losses.append(loss)
+        return loss
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, logits and labels of a batch; of a raw model's without labels, the logits."""
         if not _is_raw(self.model) or self._call_inputs(inputs)[1] is not None:

@@ -85,7 +85,7 @@ FREE = (0, 8_000, 30_000, 45_000)  # bytes, so that it is another file each time
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_nothing_that_is_there(mounted):
-    disk = mounted("size=4m")
+    disk = mounted("size=16m")
     whole = make_trainer(disk / "whole", num_train_epochs=2, **SAVES)
     whole.train()
     written = set()
@@ -98,7 +98,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_nothing_that_i
 
         trainer = make_trainer(path, num_train_epochs=2, callbacks=[At(3, fill)], **SAVES)
         message = fails(trainer, OSError)
-        assert "No space left" in message or "PytorchStreamWriter" in message
+        assert "No space left" in message or "inline_container" in message
         written.add(message)
         (disk / "ballast").unlink()
         assert last_whole_checkpoint(path) == str(path / "checkpoint-2")
@@ -229,13 +229,23 @@ def test_a_worker_of_the_data_loader_that_dies_is_named_and_the_run_goes_on_from
 # ---- Signals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def handlers():
+    """Those that Python starts with; a test run in the background may ignore SIGINT."""
+    numbers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def signals(*numbers: int):
     return lambda: [os.kill(os.getpid(), number) for number in numbers]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("within", [True, False])
-def test_the_first_signal_saves_and_exits_and_the_run_resumes_bit_for_bit(number, within, tmp_path):
+def test_the_first_signal_saves_and_exits_and_the_run_resumes_bit_for_bit(handlers, number, within, tmp_path):
     before = signal.getsignal(number)
     kwargs = {"save_strategy": "epoch", "train_sampling_strategy": "sequential"}
     trainer = make_trainer(tmp_path, callbacks=[At(2, signals(number), within)], **kwargs)
@@ -252,14 +262,14 @@ def test_the_first_signal_saves_and_exits_and_the_run_resumes_bit_for_bit(number
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
-def test_the_second_signal_exits_at_once(numbers, tmp_path):
+def test_the_second_signal_exits_at_once(handlers, numbers, tmp_path):
     trainer = make_trainer(tmp_path, callbacks=[At(2, signals(*numbers), True)], save_strategy="epoch")
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.state.global_step == 1 and last_whole_checkpoint(tmp_path) is None
 
 
-def test_a_run_that_does_not_save_leaves_the_signals_alone(tmp_path):
+def test_a_run_that_does_not_save_leaves_the_signals_alone(handlers, tmp_path):
     trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGINT), True)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
