@@ -14,7 +14,7 @@ INJECTING = (
 )
 
 
-def tests_in(path: str) -> set[str]:
+def names_of_tests(path: str) -> set[str]:
     tree = ast.parse((ROOT / path).read_text())
     functions = (node.name for node in tree.body if isinstance(node, ast.FunctionDef))
     return {f"{path}::{name}" for name in functions if name.startswith("test_")}
@@ -25,6 +25,6 @@ def test_the_table_of_faults_is_that_of_the_tests():
     named = [name for row in rows for name in re.findall(r"`(tests/[^`]+::\w+)`", row)]
     assert len(rows) > 20 and all("::" in row and row.count(" | ") == 5 for row in rows)
     assert len(named) == len({*named})
-    there = set().union(*(tests_in(path) for path in {name.partition("::")[0] for name in named}))
+    there = set().union(*(names_of_tests(path) for path in {name.partition("::")[0] for name in named}))
     assert {*named} <= there
-    assert set().union(*map(tests_in, INJECTING)) <= {*named}
+    assert set().union(*map(names_of_tests, INJECTING)) <= {*named}

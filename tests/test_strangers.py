@@ -114,7 +114,7 @@ def test_any_value_anywhere_in_a_plan_is_taken_or_refused(saved, data):
 def test_scores_of_the_wrong_length_are_refused(saved):
     original = (saved / SCORES_NAME).read_bytes()
     scores = ChannelScores.from_pretrained(saved)
-    name, known = next(iter(scores.latest.items()))
+    name, known = next(iter(scores.norms.items()))
     try:
         for part in ("norms", "latest"):
             tensors = load_file(saved / SCORES_NAME)
@@ -167,7 +167,8 @@ def test_a_huge_or_endlessly_nested_json_file_is_not_parsed(saved, name, monkeyp
         assert name in refusal_of(saved, name)
         monkeypatch.setattr(files, "MOST_JSON_BYTES", 10**6 - 1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("it was read"))
+            read = Path.read_text
+            patch.setattr(Path, "read_text", lambda file, **k: pytest.fail() if file.name == name else read(file, **k))
             assert "at most 999,999 are read" in refusal_of(saved, name)
     finally:
         (saved / name).write_bytes(original)
@@ -243,7 +244,7 @@ CONFIGS = {
 
 
 @given(st.fixed_dictionaries({}, optional=CONFIGS))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_config_that_is_allowed_trains_or_is_refused_in_one_line(values):
     net = conv_net()
     start = copy_of_state(net)

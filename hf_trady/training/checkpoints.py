@@ -28,6 +28,9 @@ STAGING = "_unfinished"
 
 _CHUNK = 2**20
 
+# torch.save fails by a RuntimeError: of its writer, or of the C++ stream below.
+_TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter", "iostream error")
+
 
 class CheckpointingTrainer(Trainer):
     """A Trainer that writes each checkpoint under another name, seals it and renames it.
@@ -60,7 +63,7 @@ class CheckpointingTrainer(Trainer):
                 seal(staged)
                 _replace_directory(staged, final)
         except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's way to say it
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
                 raise
             shutil.rmtree(run / STAGING, ignore_errors=True)
             raise _cannot_save(final, error) from error

@@ -20,7 +20,7 @@ from .runs import make_trainer
 pytestmark = pytest.mark.slow
 
 FIXTURE = Path(__file__).parents[1] / "data" / "long_run.json"
-DRAWS = 4000
+DRAWS = 3000
 BATCH = image_batch(4, 8)
 
 

@@ -13,8 +13,8 @@ from ..tiny import conv_net, copy_of_state, different_keys, gpt2, image_batch, i
 from .runs import make_trainer
 
 
-MODELS = {"conv": (conv_net, image_batch()), "gpt2": (gpt2, lm_batch())}
-every_model = pytest.mark.parametrize("kind", MODELS)
+BATCHES = {"conv": (conv_net, image_batch()), "gpt2": (gpt2, lm_batch())}
+every_model = pytest.mark.parametrize("kind", BATCHES)
 
 
 def trained_parameters(model: TraDyModel) -> list[torch.nn.Parameter]:
@@ -23,7 +23,7 @@ def trained_parameters(model: TraDyModel) -> list[torch.nn.Parameter]:
 
 @every_model
 def test_a_grad_scaler_skips_what_overflows_and_otherwise_changes_nothing(kind):
-    make, batch = MODELS[kind]
+    make, batch = BATCHES[kind]
     ends = []
     for scaled in (False, True):
         model = wrap(make(), inputs_of(batch), optimizer_state="carry").train()
@@ -49,7 +49,7 @@ def test_a_grad_scaler_skips_what_overflows_and_otherwise_changes_nothing(kind):
 @every_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_trains_to_where_float32_does(kind, dtype):
-    make, batch = MODELS[kind]
+    make, batch = BATCHES[kind]
     ends = []
     for enabled in (False, True):
         model = wrap(make(), inputs_of(batch), optimizer_state="carry").train()
@@ -112,25 +112,26 @@ def test_gradients_are_clipped_by_the_norm_of_what_trains(tmp_path):
     assert watch.clipped == pytest.approx([0.01] * 4, rel=1e-3)
 
 
-@every_model
-def test_a_compiled_model_is_not_compiled_anew_for_a_draw_after_the_second(kind):
-    make, batch = MODELS[kind]
+def test_a_compiled_model_is_not_compiled_anew_for_a_draw_from_layers_that_it_knows():
+    """A budget of which every layer always gets two channels or more: none, one and many are three kinds to dynamo."""
     ends = []
     for compiled in (False, True):
-        model = wrap(make(), inputs_of(batch), optimizer_state="carry").train()
+        model = wrap(conv_net(), BATCHES["conv"][1][0], 0.9, optimizer_state="carry").train()
         optimizer = torch.optim.SGD(trained_parameters(model), lr=0.05)
         if compiled:
             torch._dynamo.reset()
             counters.clear()
             model.compile(backend="eager")
-        frames = []
-        for step in range(8):
-            model.resample(step, optimizer)
-            loss_of(model, batch).backward()
+        frames, draws = [], []
+        for epoch in range(8):
+            model.resample(epoch, optimizer)
+            draws.append({name: len(index) for name, index in model.active_channels().items()})
+            loss_of(model, BATCHES["conv"][1]).backward()
             optimizer.step()
             optimizer.zero_grad()
             frames.append(counters["frames"]["total"])
         if compiled:
+            assert all(len(draw) == 4 and min(draw.values()) > 1 for draw in draws) and draws[1] != draws[2], draws
             assert frames[0] > 0 and frames[1:] == [frames[1]] * 7, frames
         ends.append(copy_of_state(model))
     for key, value in ends[0].items():

@@ -23,6 +23,7 @@ from tests.tiny import bert, copy_of_state
 from tests.training.runs import make_trainer
 
 
+LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 CARRY = {"optimizer_state": "carry", "resample_every": 2}
 
 # Name -> (task, fields of the config, training arguments).
@@ -43,12 +44,10 @@ def main(directory: Path, name: str, seed: int, kills: int, processes: int) -> N
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     chance = random.Random(seed)
-    started = time.monotonic()
     whole = run_in_children(directory / "whole", name, processes)
-    seconds = time.monotonic() - started
     resumed_from, while_saving, run = [], 0, directory / "killed"
     for i in range(kills):
-        moment = (chance.randrange(60), None) if i % 2 else (None, chance.uniform(0.2, 0.9) * seconds)
+        moment = (chance.randrange(60), None) if i % 2 else (None, chance.uniform(0.0, 0.4))
         if run_in_children(run, name, processes, *moment) is not None:
             break  # it got to the end before its time
         while_saving += (run / STAGING).is_dir()
@@ -62,7 +61,8 @@ def run_in_children(
     directory: Path, name: str, processes: int, writes: int | None = None, seconds: float | None = None
 ) -> dict | None:
     """Train in processes of their own, of which the first is killed before its write number `writes` into a
-    checkpoint, or after so many seconds, and the others with it; returns what it ended with, None if it was killed."""
+    checkpoint, or so many seconds after it has begun one, and the others with it; returns what it ended with, None if
+    it was killed."""
     result = directory.with_suffix(".pt")
     result.unlink(missing_ok=True)
     directory.mkdir(exist_ok=True)
@@ -86,6 +86,9 @@ def run_in_children(
             traceback.print_exc()
             os._exit(1)
     if seconds is not None:
+        before = set(directory.glob("checkpoint-*"))
+        while set(directory.glob("checkpoint-*")) <= before and os.waitid(os.P_PID, children[0], LOOK) is None:
+            time.sleep(0.01)
         time.sleep(seconds)
         os.kill(children[0], signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
@@ -114,7 +117,7 @@ def kill_at_write(number: int) -> None:
 def train(directory: Path, name: str, result: Path | None) -> None:
     task, config, arguments = RUNS[name]
     model = {"config": config} if task == "conv" else {"model": _bert(config)}
-    kwargs = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 3} | arguments
+    kwargs = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 3} | arguments
     trainer = make_trainer(directory, task, **model, **kwargs)
     has_any = any(directory.glob("checkpoint-*")) or (directory / STAGING).is_dir()
     try:
