@@ -1,5 +1,7 @@
 """Keeps a step whose gradient is not finite from changing anything."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -38,26 +40,33 @@ class StepGuard:
         self._statistics = [(buffer, buffer.clone()) for buffer in moving]
 
     @torch.no_grad()
-    def passes(self, *losses: Tensor) -> bool:
-        """Whether the norm of all gradients is finite, and what the forward has moved; if not, the step is stopped:
-        the gradients are dropped, upon which an optimizer passes its Parameters over.
+    def passes(self, *losses: Tensor, alone: bool = True) -> bool:
+        """Whether the norm of all gradients is finite; if not, the step is stopped: the gradients are dropped, upon
+        which an optimizer passes its Parameters over, and statistics are put back.
 
         Call it after the backward, and after `unscale_` where there is a GradScaler. Gradients that are averaged over
         processes give the same answer in each of them.
 
         Args:
-            *losses: Those of the step, which must be finite, too: that of a batch without a sample is NaN, while its
-                gradient is 0. Leave them out where there are several processes, which must agree.
+            *losses: Those of the step.
+            alone: No other process has a part in the step, so the losses and the statistics must be finite, too: the
+                loss of a batch without a sample is NaN, while its gradient is 0.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
         whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
         norms = [get_total_norm(group) for group in (sharded, whole) if group]
         norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        if all(bool(torch.isfinite(value).all()) for value in (*norms, *losses, *(b for b, _ in self._statistics))):
-            return True
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        for buffer, kept in self._statistics:
-            buffer.copy_(kept)
-        return False
+        moved = _all_finite(buffer for buffer, _ in self._statistics)
+        passes = _all_finite(norms) and (not alone or (moved and _all_finite(losses)))
+        if not passes:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+        if not passes or not moved:
+            for buffer, kept in self._statistics:
+                buffer.copy_(kept)
+        return passes
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -94,8 +94,7 @@ class TraDyCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.sample()
         self._stepped = True
-        losses = self.losses if self.trainer.accelerator.num_processes == 1 else ()
-        if self._guard.passes(*losses):
+        if self._guard.passes(*self.losses, alone=self.trainer.accelerator.num_processes == 1):
             self._skipped_in_a_row = 0
             self._model.observe()
         else:

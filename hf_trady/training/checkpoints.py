@@ -16,12 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rota
 from transformers.utils import logging
 
 from ..files import read_json, write_text
+from ..history import HISTORY_NAME
 
 
 logger = logging.get_logger(__name__)
 
 SEAL_NAME = "trady_checkpoint.json"
-"""Lists every file of a checkpoint with its size and CRC-32; written last, so a checkpoint that has it is complete."""
+"""Lists every file that a resume needs, with its size and CRC-32; written last: what has it is complete."""
 
 STAGING = "_unfinished"
 """Where in the output directory a checkpoint is written, until it is complete."""
@@ -190,7 +191,8 @@ def _replace_directory(new: Path, old: Path) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SEAL_NAME)
+    """All that a resume needs: the record of the draws is for a report."""
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (SEAL_NAME, HISTORY_NAME))
 
 
 def _checkpoints(run: Path) -> list[Path]:
