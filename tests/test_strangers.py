@@ -83,7 +83,7 @@ def put(value, path: tuple, new):
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, RANKING_NAME])
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_any_value_anywhere_in_a_json_file_loads_or_is_refused(saved, name, data):
     original = (saved / name).read_text()
     values = json.loads(original)
@@ -96,7 +96,7 @@ def test_any_value_anywhere_in_a_json_file_loads_or_is_refused(saved, name, data
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_any_value_anywhere_in_a_plan_is_taken_or_refused(saved, data):
     original = (saved / FITTED_NAME).read_text()
     values = json.loads(original)

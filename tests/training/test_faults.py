@@ -84,6 +84,7 @@ def mounted(tmp_path):
 FREE = (0, 8_000, 30_000, 45_000)  # bytes, so that it is another file each time that finds no room
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_nothing_that_is_there(mounted):
     disk = mounted("size=16m")
     whole = make_trainer(disk / "whole", num_train_epochs=2, **SAVES)
@@ -210,6 +211,7 @@ def die(sample: dict) -> dict:
     return sample
 
 
+@pytest.mark.slow
 def test_a_worker_of_the_data_loader_that_dies_is_named_and_the_run_goes_on_from_its_checkpoint(tmp_path):
     images, labels = image_batch(24, 16)
     columns = {"x": images, "labels": labels}
@@ -244,22 +246,29 @@ def signals(*numbers: int):
     return lambda: [os.kill(os.getpid(), number) for number in numbers]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("within", [True, False])
-def test_the_first_signal_saves_and_exits_and_the_run_resumes_bit_for_bit(handlers, number, within, tmp_path):
+INTERRUPTED = {"save_strategy": "epoch", "train_sampling_strategy": "sequential"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The end of a run that gets no signal."""
+    whole = make_trainer(tmp_path_factory.mktemp("undisturbed"), **INTERRUPTED | {"save_strategy": "no"})
+    whole.train()
+    return copy_of_state(whole.model)
+
+
+@pytest.mark.parametrize("number, within", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_the_first_signal_saves_and_exits_and_a_resume_is_exact(handlers, undisturbed, number, within, tmp_path):
     before = signal.getsignal(number)
-    kwargs = {"save_strategy": "epoch", "train_sampling_strategy": "sequential"}
-    trainer = make_trainer(tmp_path, callbacks=[At(2, signals(number), within)], **kwargs)
+    trainer = make_trainer(tmp_path, callbacks=[At(2, signals(number), within)], **INTERRUPTED)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
         trainer.train()
     assert (caught.value.code == 143) if number == signal.SIGTERM else ("step 2" in str(caught.value))
     assert signal.getsignal(number) == before
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    resumed = make_trainer(tmp_path, **kwargs)
+    resumed = make_trainer(tmp_path, **INTERRUPTED)
     resumed.train(resume_from_checkpoint=True)
-    whole = make_trainer(tmp_path / "whole", **kwargs)
-    whole.train()
-    assert different_keys(copy_of_state(resumed.model), copy_of_state(whole.model)) == []
+    assert different_keys(copy_of_state(resumed.model), undisturbed) == []
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
