@@ -97,7 +97,7 @@ def test_thousands_of_redraws_leave_nothing_behind_and_end_as_the_day_before():
     early, late = counts
     grown = {name: late[name] - early[name] for name in early}
     assert grown.pop("bytes") < 2**20 and grown.pop("objects") <= 5, counts
-    assert not any(grown.values()), counts
+    assert max(grown.values()) <= 0, counts
     known = json.loads(FIXTURE.read_text())
     assert draws.hexdigest() == known["draws"]
     found = hash_of(sorted(end.items()))
