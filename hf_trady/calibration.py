@@ -1,6 +1,7 @@
 """What a TraDyModel must know of its network before it can draw: costs, ranking, scores, what bytes buy."""
 
 import copy
+import os
 from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -207,6 +208,21 @@ class CalibratedMixin:
             self._build(resizes=False)
         else:
             self._update(fitted=fitted)
+
+    def save_training_state(self, save_directory: str | os.PathLike) -> None:
+        """Write into a checkpoint what the next draws follow from and `save_pretrained` leaves out: of `velocity`, the
+        outputs of the last epoch."""
+        if self._velocities is not None:
+            self._velocities.save_pretrained(save_directory)
+
+    def load_training_state(self, path: str | os.PathLike) -> None:
+        """Go on from what `save_training_state` wrote into `path`, if anything.
+
+        Raises:
+            ValueError: If it is corrupt or of another architecture.
+        """
+        layers = {name: modules[0] for name, modules in self._layers.items()}
+        self._velocities = NeuronVelocities.from_pretrained(path, layers) or self._velocities
 
     def shrink(self, draw: int, measured: int) -> FittedBudget:
         """Make draw number `draw` and all later ones smaller, after `measured` bytes exceeded the byte budget."""

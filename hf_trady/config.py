@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .files import write_text
+from .files import read_json, write_text
 from .hub import PushToHubMixin, local_directory
 from .lean import MODES
 from .memory import parse_budget
@@ -220,11 +220,13 @@ class TraDyConfig(PushToHubMixin):
         if not file.is_file():
             raise FileNotFoundError(f"no {CONFIG_NAME} in '{path}'; give a directory written by save_pretrained")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
         except ValueError as error:
             raise ValueError(f"'{file}' is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"'{file}' must hold a JSON object, not a {type(values).__name__}")
+        if isinstance(values.get("scheme"), str):  # a stranger's config names no file of this machine
+            raise _refusal("scheme", values["scheme"], "a dict in a saved config: layer name -> share of its channels")
         return cls.from_dict(values)
 
 
@@ -236,7 +238,7 @@ def _read_scheme(scheme) -> dict[str, float]:
     """
     if isinstance(scheme, str | os.PathLike):
         try:
-            values = json.loads(Path(scheme).read_text(encoding="utf-8"))
+            values = read_json(scheme)
         except (OSError, ValueError) as error:
             raise _refusal(
                 "scheme", str(scheme), f"a dict or a JSON file of one: layer name -> share of its channels ({error})"

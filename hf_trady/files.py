@@ -1,10 +1,16 @@
-"""Writing a file so that a crash or a full disk never damages the one that is there."""
+"""Writing a file so that a crash or a full disk never damages the one that is there; reading one of a stranger."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+MOST_JSON_BYTES = 256 * 2**20
+"""No JSON file of this library comes near this; parsing one takes ten times its size."""
 
 
 @contextmanager
@@ -35,3 +41,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8, all of it or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What the JSON file `path` holds.
+
+    Raises:
+        OSError: If it can't be read.
+        ValueError: If it is no JSON, nested too deeply, or of more than 256 MiB, which is then not read.
+    """
+    path = Path(path)
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {MOST_JSON_BYTES:,} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

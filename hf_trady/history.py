@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from .config import TraDyConfig
-from .files import write_text
+from .files import read_json, write_text
 from .model import TraDyModel
 from .selection import CostTable
 from .version import __version__
@@ -76,12 +76,15 @@ class DrawHistory:
     def add(self, model: TraDyModel, step: int) -> None:
         """Record the current draw of `model` as of optimizer step `step`, in place of what was known of it."""
         active = {name: len(index) for name, index in model.active_channels().items()}
-        touched = {name: int(mask.sum()) for name, mask in model.touched.items()}
+        touched = {name: n for name, mask in model.touched.items() if (n := int(mask.sum()))}
+        before = next(reversed(self.draws.values()), None)
+        if before is not None and before.touched == touched:
+            touched = before.touched  # the same one: of thousands of draws it would take the most memory
         self.draws[model.epoch] = DrawRecord(
             step=step,
             trained_parameters=model.get_nb_trainable_parameters()[0],
             active={name: number for name, number in active.items() if number},
-            touched={name: number for name, number in touched.items() if number},
+            touched=touched,
         )
         self.info["updated"] = _now()
 
@@ -122,7 +125,8 @@ class DrawHistory:
         names = [row.name for row in costs]
         draws, touched = {}, {}
         for draw in values["draws"]:
-            touched = touched | {names[i]: int(n) for i, n in draw["touched"]}
+            if draw["touched"]:
+                touched = touched | {names[i]: int(n) for i, n in draw["touched"]}
             draws[int(draw["draw"])] = DrawRecord(
                 step=int(draw["step"]),
                 trained_parameters=int(draw["trained_parameters"]),
@@ -154,7 +158,7 @@ class DrawHistory:
         if not file.is_file():
             return None
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(file))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"'{file}' is not a history of draws ({type(error).__name__}: {error})") from None
 

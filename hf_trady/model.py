@@ -1,11 +1,13 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
@@ -81,6 +83,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._sampler.check()
         self.active: ActiveChannels | None = None
         self.epoch = 0
+        self._is_compiled = False
         self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
 
         self.base_model = base_model
@@ -96,10 +99,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         if example_inputs is not None:
             self._conversion.join(example_inputs)
         self._own_forward = vars(base_model).get("forward")
-        self._hooks = [
-            base_model.register_forward_pre_hook(self._before_forward),
-            base_model.register_forward_hook(self._after_forward),
-        ]
+        self._hooks = self._add_hooks(self._before_forward, self._after_forward)
         self.train(base_model.training)
         self._build()
         if example_inputs is not None and self.byte_budget is not None:
@@ -183,6 +183,20 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         finally:
             self.train(was_training)
 
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the calls of the base model, by the arguments of `torch.compile`.
+
+        How many channels of a layer train may change without compiling anew, but for none and one: these are other
+        code than several.
+        """
+        self._is_compiled = True
+        hooks = (self._before_forward, self._after_forward)
+        for hook in self._hooks:
+            hook.remove()
+        # What they do to the channels depends on the draw. Bound to the model, so that a copy has its own.
+        self._hooks = self._add_hooks(*(MethodType(torch.compiler.disable(h.__func__), self) for h in hooks))
+        super().compile(*args, **kwargs)
+
     def state_dict(self, *args, **kwargs):
         """The state dict of the base model, with its keys, as safetensors takes it: every tensor contiguous, a copy
         for each further name of a tied weight. `keep_vars=True` gives the Parameters as they are."""
@@ -234,10 +248,15 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         shapes = {name: (num_channels(layer), math.prod(channel_shape(layer))) for name, layer in layers.items()}
         return shipped_ranking(shapes, getattr(base_model, "base_model_prefix", ""))
 
+    def _add_hooks(self, before: Callable, after: Callable) -> list[RemovableHandle]:
+        return [self.base_model.register_forward_pre_hook(before), self.base_model.register_forward_hook(after)]
+
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()
         if self.active is not None:
             self.active.attach()
+            if self._is_compiled:
+                self.active.mark_dynamic()
 
     def _after_forward(self, module: nn.Module, args, output) -> None:
         self._conversion.after_forward()

@@ -1,16 +1,22 @@
 """How fast the outputs of neurons change from epoch to epoch."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .selection import ChannelScores
 from .selection.measuring import batches_of, default_loss
+from .tensor_files import write_tensors
 
 
 INERTIA = 0.5
+VELOCITIES_NAME = "neuron_velocities.safetensors"
 
 
 class NeuronVelocities:
@@ -48,7 +54,8 @@ class NeuronVelocities:
         """
         outputs = self._forward(model, dataloader, num_steps, compute_loss or default_loss)
         before, self._outputs = self._outputs, outputs
-        if not before:
+        if any(name not in before or before[name].shape != y.shape for name, y in outputs.items()):
+            self._similarity, self._velocity = {}, {}
             return ChannelScores({name: torch.full((y.shape[1],), torch.nan) for name, y in outputs.items()})
         for name, y in outputs.items():
             similarity = torch.cosine_similarity(y, before[name], dim=0)
@@ -56,6 +63,41 @@ class NeuronVelocities:
             slowed = INERTIA * self._velocity.get(name, torch.zeros_like(similarity))
             self._velocity[name], self._similarity[name] = similarity - last - slowed, similarity
         return ChannelScores({name: velocity.abs() for name, velocity in self._velocity.items()})
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `neuron_velocities.safetensors` into `save_directory`: all outputs, so as large as these."""
+        tensors = {f"{part}.{name}": value.contiguous() for part, of in self._parts() for name, value in of.items()}
+        write_tensors(Path(save_directory) / VELOCITIES_NAME, tensors)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, layers: Mapping[str, nn.Module]) -> "NeuronVelocities | None":
+        """Read `neuron_velocities.safetensors` from the directory `path`; None if there is none.
+
+        Args:
+            path: The directory.
+            layers: Those that it may name.
+
+        Raises:
+            ValueError: If the file is corrupt or names other layers.
+        """
+        file = Path(path) / VELOCITIES_NAME
+        if not file.is_file():
+            return None
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"'{file}' does not hold velocities ({error}); delete it to start anew") from None
+        velocities = cls({})
+        for part, of in velocities._parts():
+            of |= {key.removeprefix(f"{part}."): tensors[key] for key in tensors if key.startswith(f"{part}.")}
+        unknown = velocities._outputs.keys() - layers.keys()
+        if unknown:
+            raise ValueError(f"'{file}' holds velocities of a layer '{min(unknown)}', which this model does not have")
+        velocities.layers = {name: layers[name] for name in velocities._outputs}
+        return velocities
+
+    def _parts(self) -> list[tuple[str, dict[str, Tensor]]]:
+        return [("outputs", self._outputs), ("similarity", self._similarity), ("velocity", self._velocity)]
 
     def _forward(self, model, dataloader, num_steps, compute_loss) -> dict[str, Tensor]:
         """Outputs of every layer, float32 `[samples * positions, C']`."""

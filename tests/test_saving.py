@@ -298,7 +298,7 @@ def test_a_disk_that_fills_up_leaves_the_files_that_were_there(saved, monkeypatc
         raise OSError(28, "No space left on device")
 
     model = trained("conv", epochs=3)
-    monkeypatch.setattr("hf_trady.saving.weights_file.save_file", half)
+    monkeypatch.setattr("hf_trady.tensor_files.save_file", half)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(saved)
     assert files_in(saved) == before

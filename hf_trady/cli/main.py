@@ -34,9 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"trady {verb}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a Hub that can't be reached
+    except (OSError, ArithmeticError, MemoryError) as error:  # a full disk, a Hub that can't be reached, no memory
         print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print(f"trady {verb}: {error or 'interrupted'}", file=sys.stderr)
+        return 130
     if others.json and result is not None:
         print(json.dumps(result, indent=2))
     return code

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import PIL.Image
 import timm
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
 from transformers import (
     AutoConfig,
@@ -146,22 +147,40 @@ def _image_datasets(args: ModelArguments, model: PreTrainedModel, data: Data) ->
 
     def transformed(dataset: Dataset, transform) -> Dataset:
         def apply(batch: dict) -> dict:
-            images = [transform(image.convert("RGB")) for image in batch[data.input_column]]
+            images = [transform(_read_image(image)) for image in batch[data.input_column]]
             return {"pixel_values": images, "labels": batch[data.label_column]}
 
-        return dataset.select_columns([data.input_column, data.label_column]).with_transform(apply)
+        encoded = dataset.cast_column(data.input_column, Image(decode=False))
+        return encoded.select_columns([data.input_column, data.label_column]).with_transform(apply)
 
     return transformed(data.train, train), transformed(data.eval, evaluation)
+
+
+def _read_image(encoded: dict) -> PIL.Image.Image:
+    """The image that `datasets` holds as `encoded`: its bytes or its path.
+
+    Raises:
+        ValueError: If it is damaged; names the file.
+    """
+    try:
+        return Image().decode_example(encoded).convert("RGB")
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        name = encoded["path"] or f"of {len(encoded['bytes'] or b''):,} bytes"
+        raise ValueError(f"can't read the image '{name}' ({error}); repair it or take it out of the data") from None
 
 
 def _text_datasets(tokenizer, data: Data) -> tuple[Dataset, Dataset]:
     """The texts as tokens."""
 
-    def tokenize(batch: dict) -> dict:
-        tokens = tokenizer(batch[data.input_column], truncation=True, max_length=data.args.max_seq_length)
+    def tokenize(batch: dict, rows: list[int]) -> dict:
+        texts = [text or "" for text in batch[data.input_column]]  # an empty cell of a CSV file is None
+        tokens = tokenizer(texts, truncation=True, max_length=data.args.max_seq_length)
+        empty = [row for row, ids in zip(rows, tokens["input_ids"], strict=True) if not ids]
+        if empty:
+            raise ValueError(f"the text in row {empty[0]} of column '{data.input_column}' is empty; take it out")
         return {**tokens, "labels": batch[data.label_column]}
 
     return tuple(
-        dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+        dataset.map(tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing")
         for dataset in (data.train, data.eval)
     )

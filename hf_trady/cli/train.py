@@ -12,7 +12,6 @@ import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score
 from transformers import EvalPrediction, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import TraDyConfig
 from ..model import TraDyModel
@@ -78,9 +77,7 @@ def run(
     use_epoch_table(trainer)
 
     checkpoint = training_args.resume_from_checkpoint
-    if checkpoint in ("True", "true"):
-        checkpoint = get_last_checkpoint(training_args.output_dir)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
     trainer.save_model()
     trainer.save_state()
     trained = result.metrics | model.report().to_dict()

@@ -115,6 +115,13 @@ class ActiveChannels(nn.Module):
                     module.active_index = module.active_index.to(part.device)
                     module.active_view = part
 
+    def mark_dynamic(self) -> None:
+        """Tell torch.compile, which must have been called, that the number of active channels changes."""
+        for module in (module for modules in self.layers.values() for module in modules):
+            for tensor in (module.active_index, module.active_view):
+                if tensor is not None:
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:
         """Layer name -> L2 norm of the gradient of each active channel, float32 `[n]`, of the last backward."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..files import write_text
+from ..files import read_json, write_text
 
 
 FITTED_NAME = "trady_plan.json"
@@ -67,15 +67,18 @@ class FittedBudget:
         if not file.is_file():
             return None
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
+            values = read_json(file)
+            fitted = cls(
                 units=int(values["units"]),
                 left_out=tuple(str(name) for name in values["left_out"]),
                 predicted_peak=int(values["predicted_peak"]),
                 floor=int(values["floor"]),
                 shrunk=tuple((int(start), int(units)) for start, units in values["shrunk"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if min([fitted.units, *(units for _, units in fitted.shrunk)]) < 1:
+                raise ValueError("a draw of no units")
+            return fitted
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"'{file}' is not a fitted budget ({type(error).__name__}: {error}); delete it to fit anew"
             ) from None

@@ -1,6 +1,5 @@
 """What a run has left in its output directory, read without the model."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import CONFIG_NAME, TraDyConfig
+from ..files import read_json
 from ..history import HISTORY_NAME, DrawHistory
 from ..memory import FittedBudget, parse_budget
 from ..saving import WEIGHTS_NAME
@@ -178,7 +178,7 @@ def _read_json(file: Path) -> dict | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except ValueError as error:
         raise ValueError(f"'{file}' is not valid JSON: {error}") from None
     if not isinstance(values, dict):

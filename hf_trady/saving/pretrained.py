@@ -44,6 +44,10 @@ class PretrainedMixin(PushToHubMixin):
         """Draw by `fitted` from now on."""
         raise NotImplementedError
 
+    def load_training_state(self, path: str | os.PathLike) -> None:
+        """Go on from what a checkpoint holds beside `save_pretrained`."""
+        raise NotImplementedError
+
     def trained_state(self) -> TrainedState:
         """What training has changed in the base model."""
         raise NotImplementedError
@@ -163,6 +167,7 @@ class PretrainedMixin(PushToHubMixin):
             self.set_channel_scores(scores)
         if fitted is not None and fitted != self.fitted:
             self.set_fitted(fitted)
+        self.load_training_state(path)
         return fitted
 
     def load_trained(self, path: str | os.PathLike) -> None:

@@ -101,6 +101,7 @@ def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
             raise _misfit(f"it has no '{key}'")
         if tensors[key].shape != value.shape:
             raise _misfit(f"'{key}' has shape {list(tensors[key].shape)} there and {list(value.shape)} here")
+        _refuse_bad_kind(key, value, tensors[key])
     for name, (index, values) in state.channels.items():
         layer = modules.get(name)
         if layer is None or sparse_type(layer) is None:
@@ -109,6 +110,7 @@ def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
         shape = [len(index), *channel_shape(layer)]
         if list(values.shape) != shape:
             raise _misfit(f"the channels of '{name}' have shape {shape} there and {list(values.shape)} here")
+        _refuse_bad_kind(name, values, layer.weight)
     for name, (channel, dtype, expected) in state.witnesses.items():
         layer = modules.get(name)
         if layer is None or sparse_type(layer) is None or not 0 <= channel < num_channels(layer):
@@ -135,6 +137,12 @@ def _witness(layer: nn.Module, channel: int) -> list:
 
 def _misfit(what: str) -> ValueError:
     return ValueError(f"the base model is not the one that was fine-tuned: {what}")
+
+
+def _refuse_bad_kind(name: str, value: Tensor, there: Tensor) -> None:
+    """Refuse integers for floats and the like; another precision is none of that."""
+    if value.is_complex() or value.is_floating_point() != there.is_floating_point():
+        raise _misfit(f"'{name}' is of {there.dtype} there and of {value.dtype} here")
 
 
 def _refuse_bad_index(name: str, index: Tensor, channels: int) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from ..files import atomic_path
+from ..tensor_files import write_tensors
 
 
 WEIGHTS_NAME = "trady_model.safetensors"
@@ -62,14 +61,12 @@ def save_state(state: TrainedState, save_directory: str | os.PathLike) -> Path:
     # safetensors refuses tensors that share memory (tied head and embedding): store each on its own.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     metadata = {
-        "format": "pt",
         "trady_format": _FORMAT_VERSION,
         "witnesses": json.dumps(state.witnesses),
         "checksums": json.dumps({key: checksum(value) for key, value in tensors.items()}),
     }
     path = Path(save_directory) / WEIGHTS_NAME
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(path, tensors, **metadata)
     return path
 
 
@@ -106,7 +103,7 @@ def load_state(directory: str | os.PathLike) -> TrainedState:
             tensors={key.removeprefix(_TENSOR): value for key, value in tensors.items() if key.startswith(_TENSOR)},
             witnesses=_parse_witnesses(metadata["witnesses"]),
         )
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(
             f"'{path}' is corrupt or not a saved TraDyModel ({type(error).__name__}: {error}); save the model again"
         ) from None

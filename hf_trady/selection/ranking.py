@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import write_text
+from ..files import read_json, write_text
 from ..hub import PushToHubMixin, local_directory
 from ..markup import html_table
 from .cost import CostTable
@@ -63,11 +63,12 @@ class LayerRanking(PushToHubMixin):
         """The first K layers, K as MeDyate picks it: the fewest of which `budget` is no more than a fifth; or all.
 
         Args:
-            costs: Costs of all ranked layers.
+            costs: Costs of the layers; others that are ranked are passed over.
             budget: Units (elements).
             importance: The score to rank by.
         """
-        names, memory = self.layers(importance), 0
+        known = {row.name for row in costs}
+        names, memory = [name for name in self.layers(importance) if name in known], 0
         for number, name in enumerate(names, 1):
             memory += costs[name].channels * costs[name].space
             if budget <= BUDGET_SHARE * memory:
@@ -134,7 +135,7 @@ class LayerRanking(PushToHubMixin):
         if not file.is_file():
             raise FileNotFoundError(f"no layer ranking at '{path}'; give a {RANKING_NAME}, or where one is")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
             ranking = cls(
                 scores={kind: {k: float(v) for k, v in values["scores"][kind].items()} for kind in IMPORTANCE},
                 shapes={name: [int(channels), int(weight)] for name, (channels, weight) in values["shapes"].items()},

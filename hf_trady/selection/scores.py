@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_path
+from ..tensor_files import write_tensors
 from .cost import CostTable
 
 
@@ -64,8 +63,9 @@ class ChannelScores:
         """
         for row in costs:
             known = self.norms.get(row.name)
-            if known is None or len(known) != row.channels:
-                there = "no such layer" if known is None else f"{len(known)} channels"
+            lengths = {len(v) for v in (known, self.latest.get(row.name)) if v is not None} - {row.channels}
+            if known is None or lengths:
+                there = "no such layer" if known is None else f"{lengths.pop()} channels"
                 raise ValueError(
                     f"the channel scores are of another architecture: {there} there for '{row.name}', which has "
                     f"{row.channels} channels here; measure this one"
@@ -75,8 +75,7 @@ class ChannelScores:
         """Write `channel_scores.safetensors` into `save_directory`."""
         tensors = {_NORMS + name: value.contiguous() for name, value in self.norms.items()}
         tensors |= {_LATEST + name: value.contiguous() for name, value in self.latest.items()}
-        with atomic_path(Path(save_directory) / SCORES_NAME) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", "draw": str(self.draw)})
+        write_tensors(Path(save_directory) / SCORES_NAME, tensors, draw=str(self.draw))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> "ChannelScores | None":

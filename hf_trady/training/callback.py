@@ -8,9 +8,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import can_return_loss, find_labels, logging
 
+from ..guard import StepGuard
 from ..history import DrawHistory
 from ..memory import MIB, PeakTracker, verdict
 from ..model import TraDyModel
+from .checkpoints import last_whole_checkpoint
 from .measuring import measure
 
 
@@ -20,9 +22,10 @@ logger = logging.get_logger(__name__)
 class TraDyCallback(TrainerCallback):
     """Draws new channels at each epoch, or every N optimizer steps; logs their sparsity and the peak memory.
 
-    Where a peak exceeds a budget in bytes, later draws are smaller. At the end of training, a line says how the peak
-    compares to the budget. A run that saves keeps in its output directory what each draw trained, for `trady report`:
-    `trady_history.json`.
+    Where a peak exceeds a budget in bytes, later draws are smaller. A step whose loss or gradient is not finite is
+    skipped: it changes nothing, and is counted in the log (`trady/skipped_steps`). At the end of training, a line says
+    how the peak compares to the budget. A run that saves keeps in its output directory what each draw trained, for
+    `trady report`: `trady_history.json`.
 
     [`TraDyTrainer`] adds it by itself. For another Trainer: `trainer.add_callback(TraDyCallback(trainer))`, with a
     model that [`TraDyModel.is_ready`].
@@ -31,20 +34,27 @@ class TraDyCallback(TrainerCallback):
         trainer: The Trainer; the sparsity goes through its `log`, and so to all its integrations.
         in_checkpoints: Write what [`TraDyModel.save_pretrained`] does into every checkpoint, beside what the Trainer
             writes, and draw by it when a run is resumed from there. A [`TraDyTrainer`] does so itself.
+        max_skipped_steps: Of so many in a row the run dies. Those in which a GradScaler lowers its scale don't count.
 
     Raises:
         ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready, or if its budget in
             bytes buys other draws than it did in the run that is resumed.
+        FloatingPointError: If `max_skipped_steps` steps in a row were skipped; names the last checkpoint.
     """
 
-    def __init__(self, trainer: Trainer, in_checkpoints: bool = True):
+    def __init__(self, trainer: Trainer, in_checkpoints: bool = True, max_skipped_steps: int = 10):
         self.trainer = trainer
         self.in_checkpoints = in_checkpoints
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = 0
+        self.losses: list[torch.Tensor] = []  # of the current step's micro-batches, where the Trainer tells them
         self.peaks: dict[int, int] = {}  # number of a draw -> highest peak measured in bytes, of all processes
         self.history: DrawHistory | None = None  # in the main process, once training has begun
         self.checkpoint: str | None = None  # what training resumes from, where it is known
         self._tracker: PeakTracker | None = None
         self._stepped = False  # since the last measurement
+        self._guard: StepGuard | None = None
+        self._skipped_in_a_row = 0
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
         if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
             kind = type(self._model.base_model)
@@ -61,6 +71,8 @@ class TraDyCallback(TrainerCallback):
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
         self.peaks, self._epoch = {}, None
+        self.skipped_steps = max((entry.get("trady/skipped_steps", 0) for entry in state.log_history), default=0)
+        self._guard, self._skipped_in_a_row = StepGuard(self._model), 0
         self._track()
         self._log(self._model.report().logs())
         if state.is_world_process_zero:
@@ -76,11 +88,17 @@ class TraDyCallback(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch":
             self._redraw(state.global_step // self._every)
+        self._guard.begin()
+        self.losses.clear()
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._tracker.sample()
-        self._model.observe()
         self._stepped = True
+        if self._guard.passes(*self.losses, alone=self.trainer.accelerator.num_processes == 1):
+            self._skipped_in_a_row = 0
+            self._model.observe()
+        else:
+            self._skip(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch" and state.global_step % self._every == 0:
@@ -96,6 +114,7 @@ class TraDyCallback(TrainerCallback):
         checkpoint = self._checkpoint(state)
         if self.in_checkpoints and args.should_save and checkpoint.is_dir():
             self._model.save_pretrained(checkpoint)
+            self._model.save_training_state(checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)
@@ -169,6 +188,24 @@ class TraDyCallback(TrainerCallback):
             return None
         history.forget_after(self._last_draw(state))
         return history
+
+    def _skip(self, state: TrainerState) -> None:
+        """Count and log a step that was skipped; end the run after too many in a row."""
+        self.skipped_steps += 1
+        self._log({"trady/skipped_steps": self.skipped_steps})
+        scaler = self.trainer.accelerator.scaler
+        if scaler is not None and scaler.get_scale() > 1:
+            return  # how it finds its scale
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row < self.max_skipped_steps:
+            return
+        checkpoint = last_whole_checkpoint(self.trainer.args.output_dir)
+        raise FloatingPointError(
+            f"the loss or its gradient was not finite in the last {self._skipped_in_a_row} steps, up to step "
+            f"{state.global_step + 1}, none of which changed the model; lower learning_rate "
+            f"(now {self.trainer.args.learning_rate}) or check the data. "
+            + (f"The last good checkpoint is '{checkpoint}'" if checkpoint else "There is no checkpoint yet")
+        )
 
     def _log(self, logs: dict[str, float]) -> None:
         # The Trainer takes any log for the one that was due, and would leave out the loss.

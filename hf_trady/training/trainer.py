@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
+from .checkpoints import CheckpointingTrainer, flaw, last_whole_checkpoint, refuse_unwritable
+from .faults import in_one_line
+from .interruption import InterruptionCallback
 from .measuring import agree, kept_random_states, measure, warm_up
 
 
@@ -28,11 +30,12 @@ BATCHES_COMPARED = 8
 CPU_RESERVE = 0.2
 
 
-class TraDyTrainer(Trainer):
+class TraDyTrainer(CheckpointingTrainer):
     """[`~transformers.Trainer`] for a [`TraDyModel`]: prepares it, redraws channels, logs sparsity, saves and resumes.
 
     Before the first step it learns the costs of channels from the first batch, fits a budget in bytes to its own
     optimizer, precision and batch size and, where the strategy needs a ranking and has none, measures one.
+    Ctrl-C and SIGTERM end a run that saves with a checkpoint after the current step; a second one ends it at once.
     Checkpoints hold what [`TraDyModel.save_pretrained`] writes, and what each draw has trained so far
     (`trady_history.json`); with `load_best_model_at_end` also the whole `model.safetensors`, to return to.
 
@@ -43,10 +46,13 @@ class TraDyTrainer(Trainer):
         model: The [`TraDyModel`]; or give a `model_init` that makes one, anew for every call of `train` and for every
             trial of `hyperparameter_search`.
         ranking_steps: Batches to measure the ranking, or the gradient norms of channels, on.
+        max_skipped_steps: Of so many steps in a row whose loss or gradient is not finite the run dies.
         **kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
         ValueError: If `model` is not a [`TraDyModel`].
+        FloatingPointError, TrainingOutOfMemoryError, ChildProcessError, OSError: In training; see
+            [`TraDyCallback`], `training/faults.py` and `training/checkpoints.py`.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class TraDyTrainer(Trainer):
         args: TrainingArguments | None = None,
         *rest,
         ranking_steps: int = 10,
+        max_skipped_steps: int = 10,
         **kwargs,
     ):
         self.ranking_steps = ranking_steps
@@ -68,16 +75,28 @@ class TraDyTrainer(Trainer):
         if _is_raw(self.model):
             self.args.remove_unused_columns = False  # the names of its inputs say nothing: they are passed by position
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
-        self._redraws = TraDyCallback(self, in_checkpoints=False)
+        self._redraws = TraDyCallback(self, in_checkpoints=False, max_skipped_steps=max_skipped_steps)
+        self._interruption = InterruptionCallback(self)
         self.add_callback(self._redraws)
+        self.add_callback(self._interruption)  # the last one: it may end the run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            main = self.is_world_process_zero()
+            resume_from_checkpoint = agree(last_whole_checkpoint(self.args.output_dir) if main else None)
             if resume_from_checkpoint is None:
-                raise ValueError(f"no checkpoint to resume from in '{self.args.output_dir}'")
+                raise ValueError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
+        elif resume_from_checkpoint:
+            what = flaw(resume_from_checkpoint)
+            if what is not None:
+                raise ValueError(
+                    f"can't resume from '{resume_from_checkpoint}': {what}; give another checkpoint, or "
+                    "resume_from_checkpoint=True for the last one that is whole"
+                )
         self._checkpoint = self._redraws.checkpoint = resume_from_checkpoint or None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        refuse_unwritable(self.args)
+        with self._interruption, in_one_line(self):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial=None) -> TraDyModel:
         model = super().call_model_init(trial)
@@ -163,6 +182,11 @@ class TraDyTrainer(Trainer):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._redraws.losses.append(loss)
+        return loss
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, logits and labels of a batch; of a raw model's without labels, the logits."""
         if not _is_raw(self.model) or self._call_inputs(inputs)[1] is not None:
@@ -203,7 +227,7 @@ class TraDyTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push what training has changed, too: by itself the Trainer takes only the files whose names it knows."""
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self._staging is None:
             pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
             if pushing and self.args.hub_always_push:
                 self._finish_current_push()  # it reads the files that are about to be replaced
@@ -212,6 +236,9 @@ class TraDyTrainer(Trainer):
                 if (Path(checkpoint_folder) / name).is_file():
                     shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def _add_to_checkpoint(self, directory: Path) -> None:
+        self.accelerator.unwrap_model(self.model).save_training_state(directory)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir

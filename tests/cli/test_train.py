@@ -1,18 +1,24 @@
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, TimmWrapperForImageClassification
 
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.main import main
+from hf_trady.cli.models import _text_datasets
 
 from ..launching import launch_two
+from ..tiny import word_tokenizer
 
 
 def results(output_dir) -> dict:
@@ -86,6 +92,34 @@ def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, argum
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("trady train: ")
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", b"text"])
+def test_a_corrupt_image_in_the_middle_is_named(image_run, tmp_path, capsys, damage):
+    photos = tmp_path / "photos"
+    shutil.copytree(image_run[image_run.index("--dataset_name") + 1], photos)
+    bad = photos / "red" / "11.png"
+    bad.write_bytes(bad.read_bytes()[:200] if damage == b"half" else damage)
+    arguments = ["--dataset_name", str(photos), "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"]
+    assert main(["train", *image_run, *arguments, "--strategy", "static_full_random"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"trady train: can't read the image '{bad}' (") and "take it out of the data" in line
+
+
+def test_an_empty_text_in_the_middle_is_a_text_without_words(text_run, tmp_path):
+    lines = Path(text_run[3]).read_text().splitlines()
+    (tmp_path / "reviews.csv").write_text("\n".join([*lines[:40], ",positive", '"",negative', *lines[40:80]]))
+    arguments = ["--dataset_name", str(tmp_path / "reviews.csv"), "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *text_run, *arguments, "--num_train_epochs", "1"]) == 0
+
+
+def test_a_text_that_a_tokenizer_makes_nothing_of_is_named():
+    data = Dataset.from_dict({"text": ["w1 w2", "", "w3"], "label": [0, 1, 0]})
+    task = SimpleNamespace(
+        train=data, eval=data, input_column="text", label_column="label", args=SimpleNamespace(max_seq_length=8)
+    )
+    with pytest.raises(ValueError, match="the text in row 1 of column 'text' is empty"):
+        _text_datasets(word_tokenizer(), task)
 
 
 def test_help_and_version():

@@ -58,6 +58,7 @@ def make_trainer(
         config = {"memory_budget": 0.3, "strategy": "dynamic_full_random"} | dict(config)
         model = TraDyModel(make(), TraDyConfig(**config))
     own = ("train_dataset", "eval_dataset", "compute_metrics", "callbacks", "ranking_steps", "compute_loss_func")
+    own += ("data_collator", "max_skipped_steps")
     own = {name: kwargs.pop(name) for name in own if name in kwargs}
     own = {"train_dataset": dataset()} | own
     trainer = (Trainer if plain else TraDyTrainer)(model=model, args=arguments(output_dir, **kwargs), **own)

@@ -1,12 +1,18 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.history import HISTORY_NAME
 from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
+from hf_trady.training.checkpoints import SEAL_NAME, STAGING, flaw, last_whole_checkpoint, seal
 
 from ..tiny import Rows, copy_of_state, different_keys, gpt2, lm_batch
-from .runs import TASKS, make_trainer
+from .runs import TASKS, image_rows, make_trainer
 
 
 @pytest.mark.parametrize("task", ["conv", "bert", "gpt2"])
@@ -65,3 +71,89 @@ def test_checkpoints_are_small_and_load_with_from_pretrained(task, tmp_path):
     assert f"{trainer.model._heads[0]}.weight" in {
         key.removeprefix("tensor.") for key in load_file(tmp_path / WEIGHTS_NAME)
     }
+
+
+def saving_run(path: Path, **kwargs):
+    trainer = make_trainer(path, **{"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 1} | kwargs)
+    trainer.train()
+    return trainer
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_the_one_before_it_taken(tmp_path, caplog):
+    saving_run(tmp_path)
+    last = tmp_path / "checkpoint-3"
+    names = sorted(path.name for path in last.iterdir())
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", WEIGHTS_NAME} < {*names}
+    pristine = tmp_path / "pristine"
+    shutil.copytree(last, pristine)
+    for name in names:
+        for damage in (truncate, flip_a_bit, Path.unlink):
+            if name == HISTORY_NAME or (name, damage) == (SEAL_NAME, Path.unlink):
+                continue  # what no resume needs; as a plain Trainer would have written it
+            damage(last / name)
+            caplog.clear()
+            assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2"), (name, damage)
+            (message,) = caplog.messages
+            assert message.startswith(f"Skipping '{last}', which is damaged: ") and "\n" not in message
+            shutil.copy(pristine / name, last / name)
+    assert last_whole_checkpoint(tmp_path) == str(last)
+    truncate(last / "optimizer.pt")
+    resumed = make_trainer(tmp_path, num_train_epochs=1, save_strategy="steps", save_steps=1)
+    resumed.train(resume_from_checkpoint=True)  # which writes it anew
+    assert flaw(last) is None and not (tmp_path / STAGING).exists()
+    for path in tmp_path.glob("checkpoint-*"):
+        (path / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="no whole checkpoint to resume from in"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_half_a_checkpoint_of_a_plain_trainer_is_none(tmp_path):
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_whole_checkpoint(tmp_path) is None and last_whole_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"half":')
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_a_seal_that_reaches_outside_the_checkpoint_is_refused(tmp_path):
+    (tmp_path / "secret").write_text("")
+    (tmp_path / "checkpoint-1").mkdir()
+    for name in ("../secret", str(tmp_path / "secret")):
+        (tmp_path / "checkpoint-1" / SEAL_NAME).write_text(json.dumps({"files": {name: [0, 0]}}))
+        assert "lies outside" in flaw(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_checkpoint_that_was_complete_but_for_its_name_gets_it(replaces, tmp_path):
+    staged = tmp_path / STAGING / "checkpoint-2"
+    staged.mkdir(parents=True)
+    (staged / "trainer_state.json").write_text("{}")
+    seal(staged)
+    if replaces:  # killed between the two renames
+        (tmp_path / STAGING / "replaced-checkpoint-2").mkdir()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / STAGING).exists()
+    half = tmp_path / STAGING / "checkpoint-3"
+    half.mkdir(parents=True)
+    (half / "trainer_state.json").write_text("{}")
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_the_best_checkpoint_is_known_by_its_final_name(tmp_path):
+    kwargs = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "eval_dataset": image_rows(4)}
+    trainer = saving_run(tmp_path, save_total_limit=1, **kwargs)
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best == tmp_path / f"checkpoint-{trainer.state.best_global_step}" and flaw(best) is None
+    saved = [json.loads((path / "trainer_state.json").read_text()) for path in tmp_path.glob("checkpoint-*")]
+    assert 1 <= len(saved) <= 2 and all(state["best_model_checkpoint"] == str(best) for state in saved)

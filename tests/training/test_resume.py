@@ -1,10 +1,9 @@
 """A run that is interrupted after any step and resumed ends where the uninterrupted one does, bit for bit."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,9 +15,12 @@ from hf_trady.saving import WEIGHTS_NAME
 
 from ..tiny import bert, conv_net, copy_of_state, different_keys
 from .runs import TASKS, make_trainer
+from .scripts.killed import RUNS as KILLED
 
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "scripts" / "killed.py"
+KILLS = 8  # of each run
 ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.1}
 SGD = {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05}
 
@@ -64,6 +66,7 @@ RUNS = {
     "informed": ("conv", {"strategy": "informed", "resample_every": 2, "optimizer_state": "carry"}, ADAMW),
     "observed": ("conv", {"strategy": "medyate"}, ADAMW),
     "observed-steps": ("conv", {"strategy": "medyate", "resample_every": 2, "optimizer_state": "carry"}, SGD),
+    "velocity-steps": ("conv", {"strategy": "velocity", "resample_every": 2, "optimizer_state": "carry"}, SGD),
     "timm": ("timm", {"norm_mode": "train"}, SGD),
     "wrapper": ("wrapper", {}, ADAMW),
     "best": ("conv", {}, ADAMW | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}),
@@ -148,7 +151,7 @@ def test_what_does_not_fit_is_not_resumed(damage, tmp_path):
     if damage == "truncated":
         file = tmp_path / "checkpoint-4" / WEIGHTS_NAME
         file.write_bytes(file.read_bytes()[:-10])
-        expected = "corrupt"
+        expected = f"'{WEIGHTS_NAME}' is not what was saved"
     elif damage == "other base":
         model = TraDyModel(conv_net(seed=1), model.trady_config)
         expected = "not the one that was fine-tuned"
@@ -161,32 +164,18 @@ def test_what_does_not_fit_is_not_resumed(damage, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_resumed_where_it_was(tmp_path):
-    def start(*arguments):
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-        return subprocess.Popen(
-            [sys.executable, str(SCRIPT), *map(str, arguments)],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-
-    def finish(process):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
-
-    finish(start(tmp_path / "whole", tmp_path / "whole.pt"))
-    killed = start(tmp_path / "killed", tmp_path / "killed.pt", "--pause")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed.pt").exists()
-    finish(start(tmp_path / "killed", tmp_path / "killed.pt"))
-    whole, resumed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "killed"))
-    assert resumed["resumed_from"] >= 4 and whole["resumed_from"] == 0
-    assert different_keys(whole["model"], resumed["model"]) == []
+@pytest.mark.parametrize("name, processes", [*((name, 1) for name in KILLED), ("trady", 2), ("medyate", 2)])
+def test_a_run_killed_at_random_moments_ends_where_one_does_that_was_not(name, processes, tmp_path):
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, (tmp_path, name, 0, KILLS, processes))],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["same"] and outcome["while_saving"] > 0 and max(outcome["resumed_from"]) > 0
+    assert outcome["resumed_from"] == sorted(outcome["resumed_from"])  # what was saved is never lost

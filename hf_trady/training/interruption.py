@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: save, then exit."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+
+class InterruptionCallback(TrainerCallback):
+    """Ends a run at the first signal with a checkpoint after the step that it is in; at the second at once.
+
+    A context manager: the signals are taken inside the block, in the main thread, where the run saves checkpoints.
+
+    Args:
+        trainer: The Trainer.
+
+    Raises:
+        KeyboardInterrupt: Once the checkpoint is there, after SIGINT (Ctrl-C).
+        SystemExit: The same after SIGTERM, with code 143.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._received: int | None = None
+        self._agreed: int | None = None  # the signal, once every process knows of it
+        self._before: dict[int, object] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> None:
+        self._received = self._agreed = None
+        args = self.trainer.args
+        if args.save_strategy == SaveStrategy.NO or threading.current_thread() is not threading.main_thread():
+            return
+        # A Trainer may take SIGTERM itself.
+        for number in (signal.SIGINT,) if args.enable_jit_checkpoint else (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if before is not None and before != signal.SIG_IGN:  # None: it was not Python that set it
+                self._before[number] = before
+                signal.signal(number, self._receive)
+
+    def __exit__(self, *_) -> None:
+        while self._before:
+            number, before = self._before.popitem()
+            signal.signal(number, before)
+
+    def _receive(self, number: int, frame) -> None:
+        if os.getpid() != self._process:
+            return  # a worker of a data loader, which has a part in the step that is to end well
+        self.__exit__()  # a second signal does what it did before
+        self._received = number
+        name = signal.Signals(number).name
+        # Not by print, which may be what was interrupted.
+        os.write(2, f"\n{name}: saving after this step, then exiting; once more to exit now.\n".encode())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._agreed = self._agree()
+        if self._agreed is not None:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._agreed is None:
+            return
+        line = f"interrupted after step {state.global_step}, which is saved in '{Path(args.output_dir)}'"
+        if self._agreed == signal.SIGTERM:
+            os.write(2, f"{line}\n".encode())
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt(line)
+
+    def _agree(self) -> int | None:
+        """The signal, if any process has received one: all must save after the same step."""
+        if self.trainer.args.save_strategy == SaveStrategy.NO or self.trainer.accelerator.num_processes == 1:
+            return self._received
+        if self._received is not None:
+            self.trainer.accelerator.set_trigger()
+        return (self._received or signal.SIGINT) if self.trainer.accelerator.check_trigger() else None
