@@ -168,6 +168,11 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.freeze_norms()
         return self
 
+    @property
+    def moves_buffers(self) -> bool:
+        """Whether a training step moves the statistics of a batch-norm."""
+        return self._conversion.moves_buffers()
+
     def recalibrate_norms(self, dataloader: Iterable) -> None:
         """Move the statistics of the batch-norms outside the head to the domain of `dataloader`, by forwards alone.
 

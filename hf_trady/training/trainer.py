@@ -17,6 +17,7 @@ from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
+from .distributed import spare_communication
 from .measuring import agree, kept_random_states, measure, warm_up
 
 
@@ -116,6 +117,7 @@ class TraDyTrainer(Trainer):
             warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)
+        spare_communication(self.accelerator, self.args, model)
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
         """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""

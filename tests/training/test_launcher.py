@@ -44,7 +44,11 @@ def test_both_ranks_end_with_the_same_bits_draws_and_ranking(launched, name):
 
 @every_run
 def test_channels_that_are_never_drawn_stay_what_they_were(launched, name):
-    result, _ = results(launched, name)
+    for result in results(launched, name):
+        _check_frozen(result, name)
+
+
+def _check_frozen(result: dict, name: str) -> None:
     start, end = RUNS[name][0](), RUNS[name][0]()
     end.load_state_dict(result["state"])
     drawn = {}
@@ -61,7 +65,7 @@ def test_channels_that_are_never_drawn_stay_what_they_were(launched, name):
         assert set(changed.nonzero().flatten().tolist()) <= channels
 
 
-@pytest.mark.parametrize("name", ["conv-sgd", "gpt2-adamw"])
+@pytest.mark.parametrize("name", ["conv-sgd", "conv-adamw", "gpt2-adamw"])
 def test_two_processes_agree_with_one_that_takes_both_batches(launched, name, tmp_path):
     one, (two, _) = train(tmp_path, name, 8), results(launched, name)
     assert one["processes"] == 1 and len(one["draws"]) == len(two["draws"])
@@ -69,6 +73,17 @@ def test_two_processes_agree_with_one_that_takes_both_batches(launched, name, tm
     assert len(different_keys(start, one["state"])) > 2
     for key, value in one["state"].items():
         torch.testing.assert_close(two["state"][key], value, rtol=1e-5, atol=1e-6)
+
+
+@every_run
+def test_a_step_sends_the_gradients_of_what_trains_and_nothing_else(launched, name):
+    for result in results(launched, name):
+        trained = result["trained"]
+        flat = [key for key in trained if key.startswith("active.")]
+        assert len(flat) == 1 and ("gpt2" in name or any("classifier" in key for key in trained))
+        assert len(result["collectives"]) >= 6
+        for given in result["collectives"][2:]:  # after the first, DDP settles the order of its buckets
+            assert given == {"allreduce_": 4 * sum(trained.values())}
 
 
 @every_run

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
+from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
 from tests.tiny import Rows, conv_net, copy_of_state, gpt2, lm_batch
 from tests.training.runs import image_rows, make_trainer
@@ -22,6 +24,12 @@ RUNS = {
         {"optimizer_state": "carry", "resample_every": 2},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},  # Adam itself would enlarge rounding errors of tiny gradients
     ),
+    "conv-adamw": (
+        conv_net,
+        image_rows,
+        {"train_bias": True, "resample_every": 1},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3},
+    ),
     "conv-ranked": (
         conv_net,
         image_rows,
@@ -31,17 +39,34 @@ RUNS = {
 }
 
 
+class StepBytes(TrainerCallback):
+    """Records what each step hands to collectives, from its first forward to the optimizer."""
+
+    def __init__(self):
+        self.steps: list[dict[str, int]] = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.counter = CollectiveBytes()
+        self.counter.__enter__()
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        self.counter.__exit__(None, None, None)
+        self.steps.append(dict(self.counter.given))
+
+
 def train(directory: Path, name: str, batch_size: int) -> dict:
     """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking."""
     make, data, config, arguments = RUNS[name]
     model = TraDyModel(make(), TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
     arguments = {"train_sampling_strategy": "sequential"} | arguments
+    bytes_given = StepBytes()
     trainer = make_trainer(
         directory / name,
         model=model,
         train_dataset=data(24),
         num_train_epochs=3,
         per_device_train_batch_size=batch_size,
+        callbacks=[bytes_given],
         **arguments,
     )
     trainer.train()
@@ -52,6 +77,8 @@ def train(directory: Path, name: str, batch_size: int) -> dict:
         "processes": trainer.accelerator.num_processes,
         "rank": trainer.accelerator.process_index,
         "wrapped": type(trainer.model_wrapped).__name__,
+        "collectives": bytes_given.steps,
+        "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
 
