@@ -14,9 +14,9 @@ WITH_OUTPUT = ("_allgather_base_", "_reduce_scatter_base_", "allgather_", "reduc
 class CollectiveBytes(TorchDispatchMode):
     """Counts what collectives are given while it is on, in bytes, on one process.
 
-    Of an all-reduce and a reduce-scatter that is the whole tensor, of an all-gather the part of this process. How often
-    the bytes cross a wire follows from the algorithm: of a ring of P processes, an all-reduce sends 2 (P - 1) / P of
-    them from each process, a reduce-scatter (P - 1) / P and an all-gather P - 1 times them.
+    Of an all-reduce and a reduce-scatter that is the whole tensor, of an all-gather the part of this process. How
+    often the bytes cross a wire follows from the algorithm: in a ring of P processes, each sends 2 (P - 1) / P times
+    the bytes of an all-reduce, (P - 1) / P times those of a reduce-scatter, P - 1 times its part of an all-gather.
 
     Attributes:
         given: Name of the operation -> bytes.

@@ -11,6 +11,7 @@ from transformers.utils import can_return_loss, find_labels, logging
 from ..history import DrawHistory
 from ..memory import MIB, PeakTracker, verdict
 from ..model import TraDyModel
+from .distributed import refuse_unsupported
 from .measuring import measure
 
 
@@ -33,8 +34,9 @@ class TraDyCallback(TrainerCallback):
             writes, and draw by it when a run is resumed from there. A [`TraDyTrainer`] does so itself.
 
     Raises:
-        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready, or if its budget in
-            bytes buys other draws than it did in the run that is resumed.
+        ValueError: If the Trainer spreads the model over processes in a way that doesn't work (see
+            [`refuse_unsupported`]). At the start of training, if the model is not a [`TraDyModel`] or not ready, or if
+            its budget in bytes buys other draws than it did in the run that is resumed.
     """
 
     def __init__(self, trainer: Trainer, in_checkpoints: bool = True):
@@ -47,6 +49,7 @@ class TraDyCallback(TrainerCallback):
         self._stepped = False  # since the last measurement
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
         if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
+            refuse_unsupported(trainer.accelerator, trainer.args, self._model)
             kind = type(self._model.base_model)
             trainer.can_return_loss = can_return_loss(kind)
             if trainer.args.label_names is None:
@@ -94,8 +97,8 @@ class TraDyCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
         checkpoint = self._checkpoint(state)
-        if self.in_checkpoints and args.should_save and checkpoint.is_dir():
-            self._model.save_pretrained(checkpoint)
+        if self.in_checkpoints:  # a sharded model is put together by all processes
+            self._model.save_pretrained(checkpoint, is_main_process=args.should_save and checkpoint.is_dir())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)

@@ -1,9 +1,57 @@
-"""What several processes are told of a TraDyModel before they share its training."""
+"""What several processes must know of a TraDyModel before they share its training."""
 
 from accelerate import Accelerator
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
 from ..model import TraDyModel
+
+
+def refuse_unsupported(accelerator: Accelerator, args: TrainingArguments, model: TraDyModel) -> None:
+    """Refuse what can't train `model` over several processes as one process would. Changes nothing.
+
+    Raises:
+        ValueError: Names what was asked for, what works and what to do.
+    """
+    deepspeed, fsdp = accelerator.state.deepspeed_plugin, accelerator.state.fsdp_plugin
+    if deepspeed is not None:
+        _refuse_zero(deepspeed.zero_stage)
+    if fsdp is not None:
+        _refuse_fsdp(fsdp, args, model)
+
+
+def _refuse_zero(stage: int) -> None:
+    raise ValueError(
+        f"DeepSpeed ZeRO stage {stage} can't train a TraDyModel: DeepSpeed keeps its own copies of the weights, which "
+        "hide a redraw; use DDP, or FSDP2 to split the weights (accelerate launch --use_fsdp --fsdp_version 2)"
+    )
+
+
+def _refuse_fsdp(plugin, args: TrainingArguments, model: TraDyModel) -> None:
+    refused = {
+        f"fsdp_version={plugin.fsdp_version}": (plugin.fsdp_version != 2, "fsdp_version must be 2"),
+        "cpu_ram_efficient_loading=True": (
+            plugin.cpu_ram_efficient_loading,
+            "set it to False: channels are chosen and read before the weights are split",
+        ),
+        "cpu_offload=True": (isinstance(plugin.cpu_offload, CPUOffloadPolicy), "set it to False"),
+        f"memory_budget={model.trady_config.memory_budget!r}": (
+            model.byte_budget is not None,
+            "with FSDP it must be a share (a float) or units (an int): what FSDP gathers and frees is not in a plan",
+        ),
+        f"strategy={model.trady_config.strategy!r}": (
+            model.refreshes_scores,
+            "with FSDP, a strategy that measures anew before every draw needs the whole weights; choose another",
+        ),
+        "load_best_model_at_end=True": (args.load_best_model_at_end, "with FSDP, load the best checkpoint afterwards"),
+        "weights in channels_last": (
+            not all(parameter.is_contiguous() for parameter in model.parameters()),
+            "FSDP takes contiguous ones: model.to(memory_format=torch.contiguous_format)",
+        ),
+    }
+    for given, (is_refused, remedy) in refused.items():
+        if is_refused:
+            raise ValueError(f"{given} is not allowed: {remedy}, or train with DDP")
 
 
 def spare_communication(accelerator: Accelerator, args: TrainingArguments, model: TraDyModel) -> None:

@@ -215,6 +215,14 @@ class TraDyTrainer(Trainer):
                     shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir)  # the Trainer's own way gathers the whole model first
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
@@ -222,8 +230,9 @@ class TraDyTrainer(Trainer):
         elif self.args.should_save:
             super()._save(output_dir, state_dict={})  # everything but the weights
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
+        # A sharded model is put together by all processes.
+        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
             self._redraws.save_history(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -1,6 +1,6 @@
 """Trains tiny models over three redraws and saves the state of each rank; run by the launcher or imported.
 
-Usage: two_processes.py DIRECTORY BATCH_SIZE
+Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp]
 """
 
 import sys
@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
-from tests.tiny import Rows, conv_net, copy_of_state, gpt2, lm_batch
+from hf_trady.layers import is_sharded, whole
+from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, token_batch
 from tests.training.runs import image_rows, make_trainer
 
 
@@ -29,6 +30,12 @@ RUNS = {
         image_rows,
         {"train_bias": True, "resample_every": 1},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},
+    ),
+    "bert-observed": (
+        bert,
+        lambda n: Rows(token_batch(n)),
+        {"strategy": "medyate", "optimizer_state": "carry", "memory_budget": 0.2},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
     ),
     "conv-ranked": (
         conv_net,
@@ -54,25 +61,40 @@ class StepBytes(TrainerCallback):
         self.steps.append(dict(self.counter.given))
 
 
-def train(directory: Path, name: str, batch_size: int) -> dict:
-    """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking."""
+# What each run has `fully_shard` wrap on its own, beside the whole model.
+SHARDED = {
+    "gpt2-adamw": {"transformer_layer_cls_to_wrap": "GPT2Block"},
+    "bert-observed": {"transformer_layer_cls_to_wrap": "BertLayer"},
+    "conv-adamw": {"auto_wrap_policy": "NO_WRAP"},
+}
+
+
+def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **more) -> dict:
+    """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking.
+
+    `sharded`: under FSDP2. `more` are further training arguments.
+    """
     make, data, config, arguments = RUNS[name]
+    if sharded:
+        arguments = arguments | {"fsdp": True, "fsdp_config": dict(SHARDED[name])}
+    arguments = arguments | more
     model = TraDyModel(make(), TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
-    arguments = {"train_sampling_strategy": "sequential"} | arguments
+    arguments = {"train_sampling_strategy": "sequential", "num_train_epochs": 3} | arguments
     bytes_given = StepBytes()
     trainer = make_trainer(
         directory / name,
         model=model,
         train_dataset=data(24),
-        num_train_epochs=3,
         per_device_train_batch_size=batch_size,
         callbacks=[bytes_given],
         **arguments,
     )
     trainer.train()
     trainer.save_model()
+    local = [p.to_local() if is_sharded(p) else p for p in model.parameters()]
     return {
-        "state": copy_of_state(model),
+        "state": {key: whole(value).clone() for key, value in model.state_dict().items()},
+        "bytes": sum(part.nbytes for part in local),
         "draws": [model.draw(number) for number in range(model.epoch + 1)],
         "processes": trainer.accelerator.num_processes,
         "rank": trainer.accelerator.process_index,
@@ -86,8 +108,9 @@ def train(directory: Path, name: str, batch_size: int) -> dict:
 def main() -> None:
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
-    for name in RUNS:
-        result = train(directory, name, int(sys.argv[2]))
+    sharded = sys.argv[3:] == ["fsdp"]
+    for name in SHARDED if sharded else RUNS:
+        result = train(directory, name, int(sys.argv[2]), sharded)
         torch.save(result, directory / f"{name}-{result['rank']}.pt")
 
 
