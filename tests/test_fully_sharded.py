@@ -1,8 +1,9 @@
-"""A model that `fully_shard` has split trains as it does unsplit; here over a single process, in `two_processes` two."""
+"""A model that `fully_shard` has split trains as it does unsplit: here in one process, in `two_processes` in two."""
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from hf_trady import TraDyModel
@@ -20,11 +21,11 @@ def one_process():
 
 
 def sharded(model: TraDyModel) -> TraDyModel:
-    """`model`, the children of whose largest part are split on their own."""
-    children = sorted(model.base_model.modules(), key=lambda module: len(list(module.children())))[-1].children()
-    for child in children:
-        if next(child.parameters(), None) is not None:
-            fully_shard(child)
+    """`model`, each block of which, or each layer where it has no blocks, is split on its own."""
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    for block in max(lists, key=len) if lists else model.base_model.children():
+        if next(block.parameters(), None) is not None:
+            fully_shard(block)
     return fully_shard(model)
 
 

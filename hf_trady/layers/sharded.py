@@ -51,8 +51,8 @@ def own_part(tensor: DTensor) -> tuple[Tensor, int]:
     """
     if tuple(tensor.placements) != (Shard(0),):
         raise NotImplementedError(
-            f"a weight is split as {tensor.placements}, but must be along its first dimension alone; shard it over all "
-            "processes, without tensor parallelism or replicas of shards"
+            f"a weight is split as {tensor.placements}, but must be along its first dimension alone; shard it over "
+            "all processes, without tensor parallelism or replicas of shards"
         )
     mesh = tensor.device_mesh
     rows = -(-tensor.shape[0] // mesh.size())  # as torch.chunk, and so FSDP, splits them

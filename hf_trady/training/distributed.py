@@ -1,10 +1,25 @@
 """What several processes must know of a TraDyModel before they share its training."""
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
 from ..model import TraDyModel
+
+
+def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    """How FSDP is to split models; None where it isn't."""
+    return getattr(accelerator.state, "fsdp_plugin", None)
+
+
+def shard_on_cpu(accelerator: Accelerator, args: TrainingArguments) -> None:
+    """Turn on the FSDP2 that was asked for where accelerate itself leaves it off: between processes on the CPU."""
+    state = accelerator.state
+    asked = args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if asked and state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args or {})
+        state.distributed_type = DistributedType.FSDP
 
 
 def refuse_unsupported(accelerator: Accelerator, args: TrainingArguments, model: TraDyModel) -> None:
@@ -13,9 +28,10 @@ def refuse_unsupported(accelerator: Accelerator, args: TrainingArguments, model:
     Raises:
         ValueError: Names what was asked for, what works and what to do.
     """
-    deepspeed, fsdp = accelerator.state.deepspeed_plugin, accelerator.state.fsdp_plugin
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None:
         _refuse_zero(deepspeed.zero_stage)
+    fsdp = fsdp_plugin(accelerator)
     if fsdp is not None:
         _refuse_fsdp(fsdp, args, model)
 

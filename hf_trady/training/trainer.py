@@ -17,7 +17,7 @@ from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
-from .distributed import spare_communication
+from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .measuring import agree, kept_random_states, measure, warm_up
 
 
@@ -71,6 +71,11 @@ class TraDyTrainer(Trainer):
             self.model_accepts_loss_kwargs = False  # it isn't asked for the loss, whatever keywords it takes
         self._redraws = TraDyCallback(self, in_checkpoints=False)
         self.add_callback(self._redraws)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args)
+        self.is_fsdp_enabled = fsdp_plugin(self.accelerator) is not None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:

@@ -1,8 +1,9 @@
 """Trains tiny models over three redraws and saves the state of each rank; run by the launcher or imported.
 
-Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp]
+Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp|whole [NAME ...]]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -96,11 +97,13 @@ def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **
         "state": {key: whole(value).clone() for key, value in model.state_dict().items()},
         "bytes": sum(part.nbytes for part in local),
         "draws": [model.draw(number) for number in range(model.epoch + 1)],
+        "network": os.readlink("/proc/self/ns/net") if sys.platform == "linux" else None,
         "processes": trainer.accelerator.num_processes,
         "rank": trainer.accelerator.process_index,
         "wrapped": type(trainer.model_wrapped).__name__,
         "collectives": bytes_given.steps,
         "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
+        "row_elements": sum(p.shape[1:].numel() for p in model.parameters() if p.requires_grad),
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
 
@@ -108,8 +111,9 @@ def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **
 def main() -> None:
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
-    sharded = sys.argv[3:] == ["fsdp"]
-    for name in SHARDED if sharded else RUNS:
+    sharded = sys.argv[3:4] == ["fsdp"]
+    chosen = sys.argv[4:] or (SHARDED if sharded else RUNS)
+    for name in chosen:
         result = train(directory, name, int(sys.argv[2]), sharded)
         torch.save(result, directory / f"{name}-{result['rank']}.pt")
 
