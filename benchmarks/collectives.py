@@ -31,4 +31,6 @@ class CollectiveBytes(TorchDispatchMode):
             name = func._opname
             source = args[1] if name in WITH_OUTPUT else args[0]
             self.given[name] += sum(leaf.nbytes for leaf in tree_leaves(source) if isinstance(leaf, torch.Tensor))
+        elif func.namespace == "_c10d_functional" and func._opname != "wait_tensor":
+            self.given[func._opname] += args[0].nbytes
         return func(*args, **(kwargs or {}))

@@ -24,13 +24,14 @@ from hf_trady import TraDyConfig, TraDyModel
 
 
 SIZES = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-VOCABULARY, BATCH, LENGTH, BUDGET, RANK = 1024, 4, 64, 0.025, 8
+SIZES |= {"num_key_value_heads": 4, "vocab_size": 1024}
+BATCH, LENGTH, BUDGET, RANK = 4, 64, 0.025, 8
 
 
 def llama() -> LlamaForCausalLM:
     """The network; it has the shape of a Llama of 7 billion parameters, 16 times narrower."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **SIZES))
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
 def full() -> nn.Module:
@@ -78,7 +79,7 @@ def measure(name: str, sharded: bool, steps: int) -> dict:
     elif dist.is_initialized():
         called = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    ids = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(SIZES["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
     seconds, given = [], {}
     for step in range(steps + 3):
         counter = CollectiveBytes()
@@ -105,7 +106,8 @@ def main() -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
     steps = int(sys.argv[2]) if sys.argv[2:] else 10
-    results = {"processes": state.num_processes, "ddp": {}, "fsdp": {}}
+    network = {"sizes": SIZES, "length": LENGTH, "budget": BUDGET, "rank": RANK}
+    results = {"processes": state.num_processes, "network": network, "ddp": {}, "fsdp": {}}
     for name in METHODS:
         results["ddp"][name] = measure(name, False, steps)
         if state.num_processes > 1:

@@ -267,7 +267,8 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()
         if self.active is not None:
-            self.active.attach(write_back=not is_fully_sharded(self))
+            # Under FSDP a call has written back before; `generate` gets here without one.
+            self.active.attach(write_back=not (is_fully_sharded(self) and torch.is_grad_enabled()))
 
     def _after_forward(self, module: nn.Module, args, output) -> None:
         self._conversion.after_forward()

@@ -1,6 +1,6 @@
 """What several processes must know of a TraDyModel before they share its training."""
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
@@ -19,7 +19,7 @@ def shard_on_cpu(accelerator: Accelerator, args: TrainingArguments) -> None:
     asked = args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if asked and state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args or {})
-        state.distributed_type = DistributedType.FSDP
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def refuse_unsupported(accelerator: Accelerator, args: TrainingArguments, model: TraDyModel) -> None:
@@ -48,7 +48,7 @@ def _refuse_fsdp(plugin, args: TrainingArguments, model: TraDyModel) -> None:
         f"fsdp_version={plugin.fsdp_version}": (plugin.fsdp_version != 2, "fsdp_version must be 2"),
         "cpu_ram_efficient_loading=True": (
             plugin.cpu_ram_efficient_loading,
-            "set it to False: channels are chosen and read before the weights are split",
+            "set it to False (--fsdp_cpu_ram_efficient_loading false): each process reads weights before the split",
         ),
         "cpu_offload=True": (isinstance(plugin.cpu_offload, CPUOffloadPolicy), "set it to False"),
         f"memory_budget={model.trady_config.memory_budget!r}": (
