@@ -34,6 +34,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m pip install --no-compile --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+	$(BIN)/python benchmarks/scale.py
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

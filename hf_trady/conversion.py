@@ -48,6 +48,12 @@ class Conversion:
             for norm in self.norms():
                 norm.training = False  # of itself alone: some hold an activation
 
+    def moves_buffers(self) -> bool:
+        """Whether a training step moves the statistics of a batch-norm."""
+        frozen = set(self.norms()) if self.frozen_norms else set()
+        norms = (module for module in self.model.modules() if isinstance(module, _NormBase))
+        return any(norm.track_running_stats and norm not in frozen for norm in norms)
+
     def join(self, example_inputs: Any) -> None:
         """Let layers do the work of the norms and activations that follow them (see `lean.apply`)."""
         if self.joins:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, SparseLayer, channel_shape, num_channels
+from .layers import ActiveChannels, SparseLayer, channel_shape, is_fully_sharded, num_channels, reshard
 from .proxy import ModuleProxy
 from .rankings import shipped_ranking
 from .recalibration import recalibrate
@@ -110,6 +110,11 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
                 self.merge_and_unload()
                 raise
 
+    def __call__(self, *args, **kwargs):
+        if is_fully_sharded(self):
+            self._write_back()  # before the hooks of FSDP, which gather the weights
+        return super().__call__(*args, **kwargs)
+
     # ---- What is trained ----------------------------------------------------------------------------------------
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
@@ -127,6 +132,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._sampler.refuse_unready()
         if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
             self._sampler.settle(epoch)
+            reshard(self)
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()
@@ -168,6 +174,11 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.freeze_norms()
         return self
 
+    @property
+    def moves_buffers(self) -> bool:
+        """Whether a training step moves the statistics of a batch-norm."""
+        return self._conversion.moves_buffers()
+
     def recalibrate_norms(self, dataloader: Iterable) -> None:
         """Move the statistics of the batch-norms outside the head to the domain of `dataloader`, by forwards alone.
 
@@ -205,7 +216,16 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         return state if kwargs.get("keep_vars") else make_saveable(state)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """Load a state dict of the base model."""
+        """Load a state dict of the base model.
+
+        Raises:
+            ValueError: If the model is sharded over processes; nothing is changed then.
+        """
+        if is_fully_sharded(self):
+            raise ValueError(
+                "a model that fully_shard has split over processes takes no state dict; load it before you shard the "
+                "model, or call load_trained(path)"
+            )
         self._write_back()
         touch_changed(self._layers, self.touched, state_dict)
         result = self.base_model.load_state_dict(state_dict, *args, **kwargs)
@@ -223,13 +243,23 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
 
     def restore(self, state: TrainedState) -> None:
         """Put `state`, which fits, into the base model."""
+        reshard(self)
         restore_state(self.base_model, state)
         mark_touched(self.touched, self._layers, state)
         if self.active is not None:
             self.active.load()
 
     def merge_and_unload(self) -> nn.Module:
-        """Turn the base model back into an ordinary one that holds what was trained, and return it."""
+        """Turn the base model back into an ordinary one that holds what was trained, and return it.
+
+        Raises:
+            ValueError: If it is sharded over processes; nothing is changed then.
+        """
+        if is_fully_sharded(self):
+            raise ValueError(
+                "a model that fully_shard has split over processes can't be unloaded; save_pretrained it on every "
+                "process and load that into a plain base model: TraDyModel.from_pretrained(path, base_model)"
+            )
         self._write_back()
         self._conversion.undo()
         for hook in self._hooks:
@@ -254,7 +284,8 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()
         if self.active is not None:
-            self.active.attach()
+            # Under FSDP a call has written back before; `generate` gets here without one.
+            self.active.attach(write_back=not (is_fully_sharded(self) and torch.is_grad_enabled()))
             if self._is_compiled:
                 self.active.mark_dynamic()
 
@@ -263,6 +294,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
 
     def _write_back(self) -> None:
         if self.active is not None:
+            reshard(self)
             self.active.write_back()
 
     def _freeze(self) -> None:

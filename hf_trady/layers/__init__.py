@@ -4,6 +4,7 @@ from .channels import by_channel, channel_shape, num_channels, read_channels, tr
 from .conv import SparseConv2d, SparseConv2dSame
 from .linear import SparseConv1D, SparseLinear
 from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
+from .sharded import is_fully_sharded, is_sharded, put, reshard, whole
 from .shared import SharedSlice
 
 
@@ -18,14 +19,19 @@ __all__ = [
     "SparseLinear",
     "by_channel",
     "channel_shape",
+    "is_fully_sharded",
+    "is_sharded",
     "make_plain",
     "make_sparse",
     "mark",
     "num_channels",
+    "put",
     "read_channels",
     "register_sparse_layer",
+    "reshard",
     "sparse_type",
     "trains_outputs",
+    "whole",
     "why_unsupported",
     "write_channels",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .base import SparseLayer
 from .channels import channel_shape, num_channels, read_channels, write_channels
+from .sharded import is_sharded, put, whole
 from .shared import SharedSlice
 
 
@@ -22,6 +23,9 @@ class ActiveChannels(nn.Module):
     here are the truth: `attach` copies them into the layers' weights before every forward and hands each layer a view
     of its part, through which its gradient arrives here. A model whose layers differ in dtype or device has one such
     Parameter for each kind.
+
+    Under FSDP2 (`fully_shard`) the flat Parameters are sharded like any other; what reads or changes the active
+    channels outside a forward is then collective.
 
     Args:
         layers: By name, the modules that share this name's weight (usually one).
@@ -84,9 +88,13 @@ class ActiveChannels(nn.Module):
     def load(self) -> None:
         """Read the active channels from the layers' weights."""
         for names, parameter in zip(self.groups, self.flat, strict=True):
-            parameter.zero_()
-            for name, part in self._split(names, parameter, self.selection):
+            apart = is_sharded(parameter)
+            like = {"dtype": parameter.dtype, "device": parameter.device}
+            values = torch.zeros(parameter.shape, **like) if apart else parameter.zero_()
+            for name, part in self._split(names, values, self.selection):
                 part.copy_(read_channels(self.layers[name][0], self.selection[name]))
+            if apart:
+                put(parameter, values)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -95,16 +103,18 @@ class ActiveChannels(nn.Module):
         Always, rather than when the Parameter's version says that it changed: fused optimizers don't advance it.
         """
         for names, parameter in zip(self.groups, self.flat, strict=True):
-            for name, part in self._split(names, parameter, self.selection):
+            for name, part in self._split(names, whole(parameter), self.selection):
                 write_channels(self.layers[name][0], self.selection[name], part)
 
-    def attach(self) -> None:
-        """Prepare a forward: write the values back and, if gradients are on, hand each layer its view.
+    def attach(self, write_back: bool = True) -> None:
+        """Prepare a forward: write the values back, unless told not to, and, if gradients are on, hand each layer its
+        view.
 
         Without gradients the layers keep the views of the last training forward: with gradient checkpointing its
         backward may still be to come, and runs the layers again.
         """
-        self.write_back()
+        if write_back:
+            self.write_back()
         if not torch.is_grad_enabled():
             return
         if self._marks and not self._marked:
@@ -128,7 +138,7 @@ class ActiveChannels(nn.Module):
         norms = {}
         for names, parameter in zip(self.groups, self.flat, strict=True):
             if parameter.grad is not None:
-                for name, part in self._split(names, parameter.grad, self.selection):
+                for name, part in self._split(names, whole(parameter.grad), self.selection):
                     norms[name] = torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float32).cpu()
         return norms
 
@@ -170,18 +180,19 @@ class ActiveChannels(nn.Module):
 
     @torch.no_grad()
     def _carry_state(self, names: Sequence[str], state: dict, shape: torch.Size, before: Selection) -> None:
-        for key, value in state.items():
+        for value in state.values():
             if not isinstance(value, Tensor) or value.shape != shape:
                 continue
-            moved = torch.zeros_like(value)
-            old_parts = dict(self._split(names, value, before))
+            kept = whole(value)
+            moved = torch.zeros_like(kept)
+            old_parts = dict(self._split(names, kept, before))
             for name, new_part in self._split(names, moved, self.selection):
                 if name in old_parts:
                     old, new = before[name], self.selection[name]
                     place = torch.searchsorted(old, new).clamp(max=len(old) - 1)
                     stays = old[place] == new
                     new_part[stays] = old_parts[name][place[stays]]
-            state[key] = moved
+            put(value, moved)
 
 
 def mark(touched: dict[str, Tensor], name: str, mask: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .registry import sparse_type
+from .sharded import is_sharded, read_elements, write_elements
 
 
 def num_channels(layer: nn.Module) -> int:
@@ -26,18 +27,26 @@ def by_channel(layer: nn.Module, tensor: Tensor) -> tuple[Tensor, int]:
 
 def channel_shape(layer: nn.Module) -> torch.Size:
     """Shape of one channel's slice of the weight."""
-    view, leading = by_channel(layer, layer.weight.data)
+    view, leading = by_channel(layer, _outline(layer) if is_sharded(layer.weight) else layer.weight.data)
     return view.shape[leading:]
 
 
 def read_channels(layer: nn.Module, index: Tensor) -> Tensor:
-    """Copy of the weight of the channels `index` (int64 `[n]`), shape `[n, *channel_shape]`."""
+    """Copy of the weight of the channels `index` (int64 `[n]`), shape `[n, *channel_shape]`.
+
+    Collective where the weight is sharded over processes: each must call it, and gets the same.
+    """
+    if is_sharded(layer.weight):
+        return read_elements(layer.weight, _addresses(layer, index))
     view, place = _locate(layer, index)
     return view[place]
 
 
 def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
     """Set the weight of the channels `index` (int64 `[n]`) to `values`, shape `[n, *channel_shape]`."""
+    if is_sharded(layer.weight):
+        write_elements(layer.weight, _addresses(layer, index), values)
+        return
     view, place = _locate(layer, index)
     view[place] = values.to(view.dtype)
 
@@ -45,6 +54,22 @@ def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
 def trains_outputs(layer: nn.Module) -> bool:
     """Whether the channels that train are those of the output."""
     return getattr(layer, "by_output", False)
+
+
+def _outline(layer: nn.Module) -> Tensor:
+    """A tensor shaped like the weight, and contiguous, without memory."""
+    return torch.empty(layer.weight.shape, device="meta")
+
+
+def _addresses(layer: nn.Module, index: Tensor) -> Tensor:
+    """Where the elements of the channels `index` lie in the weight, counted through it in order: int64
+    `[n, *channel_shape]`."""
+    view, leading = by_channel(layer, _outline(layer))
+    places = (index,) if leading == 1 else (index // view.shape[1], index % view.shape[1])
+    address = sum(place * stride for place, stride in zip(places, view.stride()[:leading], strict=True))
+    for size, stride in zip(view.shape[leading:], view.stride()[leading:], strict=True):
+        address = address.unsqueeze(-1) + stride * torch.arange(size, device=index.device)
+    return address
 
 
 def _locate(layer: nn.Module, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -13,6 +13,7 @@ from ..files import write_text
 from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import base_model_name, build_base_model, task_type
 from ..hub.cards import model_card
+from ..layers import is_fully_sharded
 from ..memory import FITTED_NAME, MIB, FittedBudget
 from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
 from .trained_state import is_covered, refuse_misfit
@@ -56,15 +57,23 @@ class PretrainedMixin(PushToHubMixin):
         """Put `state`, which fits, into the base model."""
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True) -> None:
         """Write what training has changed, the config and the ranking into `save_directory`.
 
         Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
         `trady_config.json`, `layer_ranking.json` where there is a ranking, `channel_scores.safetensors` where the
         strategy goes by single channels, `trady_plan.json` where a budget in bytes has been fitted, and the base
         model's `config.json` where it has one. Each is written whole or not at all.
+
+        Args:
+            save_directory: Where to write.
+            is_main_process: Whether this process writes. A model that `fully_shard` has split over processes must be
+                saved by all of them, of which one writes.
         """
-        save_state(self.trained_state(), save_directory)
+        state = self.trained_state() if is_main_process or is_fully_sharded(self) else None
+        if not is_main_process:
+            return
+        save_state(state, save_directory)
         if self.layer_ranking is not None:
             self.layer_ranking.save_pretrained(save_directory)
         if self.channel_scores is not None:

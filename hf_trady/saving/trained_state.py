@@ -11,9 +11,11 @@ from ..layers import (
     channel_shape,
     mark,
     num_channels,
+    put,
     read_channels,
     sparse_type,
     trains_outputs,
+    whole,
     write_channels,
 )
 from .weights_file import TrainedState, checksum
@@ -30,27 +32,29 @@ def collect_state(
     model: nn.Module,
     layers: Mapping[str, Sequence[nn.Module]],
     touched: Mapping[str, Tensor],
-    whole: Iterable[str],
+    whole_keys: Iterable[str],
     buffer_sums: Mapping[str, int],
 ) -> TrainedState:
-    """What training has changed in `model`, whose active channels have been written back.
+    """What training has changed in `model`, whose active channels have been written back. Collective where sharded.
 
     Args:
         model: The base model.
         layers: Name -> modules of every layer that can train by channel.
         touched: Layer name -> bool `[C]`, the channels that training may have changed.
-        whole: State-dict keys of the Parameters that train whole.
+        whole_keys: State-dict keys of the Parameters that train whole.
         buffer_sums: What `buffer_checksums` gave before training.
     """
     tensors = model.state_dict()
     changed = {name for name, value in buffer_checksums(model).items() if value != buffer_sums.get(name)}
-    state = TrainedState(channels={}, tensors={key: tensors[key] for key in sorted({*whole, *changed})}, witnesses={})
+    state = TrainedState(
+        channels={}, tensors={key: whole(tensors[key]) for key in sorted({*whole_keys, *changed})}, witnesses={}
+    )
     for name, (layer, *_) in layers.items():
         mask = touched.get(name, torch.zeros(num_channels(layer), dtype=torch.bool))
         index, frozen = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         values = read_channels(layer, index)
         if index.nbytes + values.nbytes >= layer.weight.nbytes or (trains_outputs(layer) and len(index)):
-            state.tensors[f"{name}.weight"] = tensors[f"{name}.weight"]
+            state.tensors[f"{name}.weight"] = whole(tensors[f"{name}.weight"])
         elif len(index):
             state.channels[name] = (index, values)
         if len(frozen) and not trains_outputs(layer):
@@ -125,7 +129,7 @@ def restore_state(model: nn.Module, state: TrainedState) -> None:
     """Put `state` into `model`. Call `refuse_misfit` first."""
     tensors, modules = model.state_dict(), dict(model.named_modules())
     for key, value in state.tensors.items():
-        tensors[key].copy_(value)
+        put(tensors[key], value.to(tensors[key].device))
     for name, (index, values) in state.channels.items():
         write_channels(modules[name], index, values.to(modules[name].weight.device))
 

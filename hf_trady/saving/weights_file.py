@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from ..layers import is_sharded
 from ..tensor_files import write_tensors
 
 
@@ -45,7 +46,7 @@ def make_saveable(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state_dict`, changed in place into what safetensors takes: contiguous, no two entries the same memory."""
     seen = set()
     for key, value in state_dict.items():
-        if isinstance(value, Tensor) and not is_fake(value):
+        if isinstance(value, Tensor) and not is_fake(value) and not is_sharded(value):
             tied = value.data_ptr() in seen
             seen.add(value.data_ptr())
             state_dict[key] = value.contiguous() if not tied else value.clone(memory_format=torch.contiguous_format)

@@ -13,6 +13,7 @@ from ..history import DrawHistory
 from ..memory import MIB, PeakTracker, verdict
 from ..model import TraDyModel
 from .checkpoints import last_whole_checkpoint
+from .distributed import refuse_unsupported
 from .measuring import measure
 
 
@@ -37,8 +38,9 @@ class TraDyCallback(TrainerCallback):
         max_skipped_steps: Of so many in a row the run dies. Those in which a GradScaler lowers its scale don't count.
 
     Raises:
-        ValueError: At the start of training, if the model is not a [`TraDyModel`] or not ready, or if its budget in
-            bytes buys other draws than it did in the run that is resumed.
+        ValueError: If the Trainer spreads the model over processes in a way that doesn't work (see
+            [`refuse_unsupported`]). At the start of training, if the model is not a [`TraDyModel`] or not ready, or if
+            its budget in bytes buys other draws than it did in the run that is resumed.
         FloatingPointError: If `max_skipped_steps` steps in a row were skipped; names the last checkpoint.
     """
 
@@ -57,6 +59,7 @@ class TraDyCallback(TrainerCallback):
         self._skipped_in_a_row = 0
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
         if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
+            refuse_unsupported(trainer.accelerator, trainer.args, self._model)
             kind = type(self._model.base_model)
             trainer.can_return_loss = can_return_loss(kind)
             if trainer.args.label_names is None:
@@ -112,9 +115,11 @@ class TraDyCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
         checkpoint = self._checkpoint(state)
-        if self.in_checkpoints and args.should_save and checkpoint.is_dir():
-            self._model.save_pretrained(checkpoint)
-            self._model.save_training_state(checkpoint)
+        if self.in_checkpoints:  # a sharded model is put together by all processes
+            saves = args.should_save and checkpoint.is_dir()
+            self._model.save_pretrained(checkpoint, is_main_process=saves)
+            if saves:
+                self._model.save_training_state(checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)

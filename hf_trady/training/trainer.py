@@ -17,6 +17,7 @@ from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
 from .checkpoints import CheckpointingTrainer, flaw, last_whole_checkpoint, refuse_unwritable
+from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .faults import in_one_line
 from .interruption import InterruptionCallback
 from .measuring import agree, kept_random_states, measure, warm_up
@@ -80,6 +81,11 @@ class TraDyTrainer(CheckpointingTrainer):
         self.add_callback(self._redraws)
         self.add_callback(self._interruption)  # the last one: it may end the run
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args)
+        self.is_fsdp_enabled = fsdp_plugin(self.accelerator) is not None
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
             main = self.is_world_process_zero()
@@ -135,6 +141,7 @@ class TraDyTrainer(CheckpointingTrainer):
             warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)
+        spare_communication(self.accelerator, self.args, model)
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
         """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
@@ -240,6 +247,14 @@ class TraDyTrainer(CheckpointingTrainer):
     def _add_to_checkpoint(self, directory: Path) -> None:
         self.accelerator.unwrap_model(self.model).save_training_state(directory)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir)  # the Trainer's own way gathers the whole model first
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.load_best_model_at_end:
@@ -247,8 +262,9 @@ class TraDyTrainer(CheckpointingTrainer):
         elif self.args.should_save:
             super()._save(output_dir, state_dict={})  # everything but the weights
             (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
+        # A sharded model is put together by all processes.
+        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
             self._redraws.save_history(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

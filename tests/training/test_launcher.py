@@ -9,8 +9,8 @@ from hf_trady import TraDyModel
 from hf_trady.layers import read_channels
 
 from ..launching import launch_two
-from ..tiny import copy_of_state, different_keys
-from .scripts.two_processes import RUNS, train
+from ..tiny import copy_of_state, different_keys, same_draw
+from .scripts.two_processes import RUNS, SHARDED, train
 
 
 SCRIPT = Path(__file__).parent / "scripts" / "two_processes.py"
@@ -23,6 +23,14 @@ def launched(tmp_path_factory) -> Path:
     """Directory with the results of both ranks, four samples a process and step."""
     directory = tmp_path_factory.mktemp("launched")
     launch_two(SCRIPT, directory, 4)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """The same under FSDP2."""
+    directory = tmp_path_factory.mktemp("sharded")
+    launch_two(SCRIPT, directory, 4, "fsdp")
     return directory
 
 
@@ -44,7 +52,11 @@ def test_both_ranks_end_with_the_same_bits_draws_and_ranking(launched, name):
 
 @every_run
 def test_channels_that_are_never_drawn_stay_what_they_were(launched, name):
-    result, _ = results(launched, name)
+    for result in results(launched, name):
+        _check_frozen(result, name)
+
+
+def _check_frozen(result: dict, name: str) -> None:
     start, end = RUNS[name][0](), RUNS[name][0]()
     end.load_state_dict(result["state"])
     drawn = {}
@@ -61,7 +73,7 @@ def test_channels_that_are_never_drawn_stay_what_they_were(launched, name):
         assert set(changed.nonzero().flatten().tolist()) <= channels
 
 
-@pytest.mark.parametrize("name", ["conv-sgd", "gpt2-adamw"])
+@pytest.mark.parametrize("name", ["conv-sgd", "conv-adamw", "gpt2-adamw"])
 def test_two_processes_agree_with_one_that_takes_both_batches(launched, name, tmp_path):
     one, (two, _) = train(tmp_path, name, 8), results(launched, name)
     assert one["processes"] == 1 and len(one["draws"]) == len(two["draws"])
@@ -72,6 +84,47 @@ def test_two_processes_agree_with_one_that_takes_both_batches(launched, name, tm
 
 
 @every_run
+def test_a_step_sends_the_gradients_of_what_trains_and_nothing_else(launched, name):
+    for result in results(launched, name):
+        trained = result["trained"]
+        flat = [key for key in trained if key.startswith("active.")]
+        assert len(flat) == 1 and ("gpt2" in name or any("classifier" in key for key in trained))
+        assert len(result["collectives"]) >= 6
+        for given in result["collectives"][2:]:  # after the first, DDP settles the order of its buckets
+            assert given == {"allreduce_": 4 * sum(trained.values())}
+
+
+@every_run
 def test_what_the_main_process_saves_is_the_end_of_the_run(launched, name):
     restored = TraDyModel.from_pretrained(launched / name, RUNS[name][0]())
     assert different_keys(copy_of_state(restored), results(launched, name)[0]["state"]) == []
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_split_weights_train_as_whole_ones(sharded, name, tmp_path):
+    first, second = results(sharded, name)
+    assert first["wrapped"] == second["wrapped"] == "FSDPTraDyModel"
+    assert different_keys(first["state"], second["state"]) == []
+    one = train(tmp_path, name, 8)
+    assert len(one["draws"]) >= 3
+    for a, b, c in zip(one["draws"], first["draws"], second["draws"], strict=True):
+        assert same_draw(a, b) and same_draw(a, c)
+    for key, value in one["state"].items():
+        torch.testing.assert_close(first["state"][key], value, rtol=1e-5, atol=1e-6)
+    for result in (first, second):
+        _check_frozen(result, name)
+        assert 0.4 < result["bytes"] / one["bytes"] < 0.6
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_what_split_weights_save_is_the_end_of_the_run(sharded, name):
+    restored = TraDyModel.from_pretrained(sharded / name, RUNS[name][0]())
+    assert different_keys(copy_of_state(restored), results(sharded, name)[0]["state"]) == []
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_of_gradients_split_weights_send_those_of_what_trains(sharded, name):
+    for result in results(sharded, name):
+        for given in result["collectives"]:
+            elements = sum(result["trained"].values()) + result["row_elements"]  # padded to rows that divide by two
+            assert 0 < given["_reduce_scatter_base_"] <= 4 * elements

@@ -1,15 +1,19 @@
 """Trains tiny models over three redraws and saves the state of each rank; run by the launcher or imported.
 
-Usage: two_processes.py DIRECTORY BATCH_SIZE
+Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp|whole [NAME ...]]
 """
 
+import os
 import sys
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
+from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
-from tests.tiny import Rows, conv_net, copy_of_state, gpt2, lm_batch
+from hf_trady.layers import is_sharded, whole
+from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, token_batch
 from tests.training.runs import image_rows, make_trainer
 
 
@@ -22,6 +26,18 @@ RUNS = {
         {"optimizer_state": "carry", "resample_every": 2},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},  # Adam itself would enlarge rounding errors of tiny gradients
     ),
+    "conv-adamw": (
+        conv_net,
+        image_rows,
+        {"train_bias": True, "resample_every": 1},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3},
+    ),
+    "bert-observed": (
+        bert,
+        lambda n: Rows(token_batch(n)),
+        {"strategy": "medyate", "optimizer_state": "carry", "memory_budget": 0.2},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+    ),
     "conv-ranked": (
         conv_net,
         image_rows,
@@ -31,27 +47,63 @@ RUNS = {
 }
 
 
-def train(directory: Path, name: str, batch_size: int) -> dict:
-    """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking."""
+class StepBytes(TrainerCallback):
+    """Records what each step hands to collectives, from its first forward to the optimizer."""
+
+    def __init__(self):
+        self.steps: list[dict[str, int]] = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.counter = CollectiveBytes()
+        self.counter.__enter__()
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        self.counter.__exit__(None, None, None)
+        self.steps.append(dict(self.counter.given))
+
+
+# What each run has `fully_shard` wrap on its own, beside the whole model.
+SHARDED = {
+    "gpt2-adamw": {"transformer_layer_cls_to_wrap": "GPT2Block"},
+    "bert-observed": {"transformer_layer_cls_to_wrap": "BertLayer"},
+    "conv-adamw": {"auto_wrap_policy": "NO_WRAP"},
+}
+
+
+def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **more) -> dict:
+    """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking.
+
+    `sharded`: under FSDP2. `more` are further training arguments.
+    """
     make, data, config, arguments = RUNS[name]
+    if sharded:
+        arguments = arguments | {"fsdp": True, "fsdp_config": dict(SHARDED[name])}
+    arguments = arguments | more
     model = TraDyModel(make(), TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
-    arguments = {"train_sampling_strategy": "sequential"} | arguments
+    arguments = {"train_sampling_strategy": "sequential", "num_train_epochs": 3} | arguments
+    bytes_given = StepBytes()
     trainer = make_trainer(
         directory / name,
         model=model,
         train_dataset=data(24),
-        num_train_epochs=3,
         per_device_train_batch_size=batch_size,
+        callbacks=[bytes_given],
         **arguments,
     )
     trainer.train()
     trainer.save_model()
+    local = [p.to_local() if is_sharded(p) else p for p in model.parameters()]
     return {
-        "state": copy_of_state(model),
+        "state": {key: whole(value).clone() for key, value in model.state_dict().items()},
+        "bytes": sum(part.nbytes for part in local),
         "draws": [model.draw(number) for number in range(model.epoch + 1)],
+        "network": os.readlink("/proc/self/ns/net") if sys.platform == "linux" else None,
         "processes": trainer.accelerator.num_processes,
         "rank": trainer.accelerator.process_index,
         "wrapped": type(trainer.model_wrapped).__name__,
+        "collectives": bytes_given.steps,
+        "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
+        "row_elements": sum(p.shape[1:].numel() for p in model.parameters() if p.requires_grad),
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
 
@@ -59,8 +111,10 @@ def train(directory: Path, name: str, batch_size: int) -> dict:
 def main() -> None:
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
-    for name in RUNS:
-        result = train(directory, name, int(sys.argv[2]))
+    sharded = sys.argv[3:4] == ["fsdp"]
+    chosen = sys.argv[4:] or (SHARDED if sharded else RUNS)
+    for name in chosen:
+        result = train(directory, name, int(sys.argv[2]), sharded)
         torch.save(result, directory / f"{name}-{result['rank']}.pt")
 
 
