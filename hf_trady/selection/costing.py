@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils import logging
 
-from ..fake import VALUE_DEPENDENT, as_call, fake_copy, fake_inputs, fake_mode
+from ..fake import NeedsValues, as_call, fake_copy, fake_inputs, fake_mode, running
 from ..layers import sparse_type, why_unsupported
 from ..matching import matches
 from .cost import CostTable, LayerCost
@@ -27,7 +27,7 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     """Costs of every Linear, Conv2d and Conv1D layer of `model`, by eq. 3 and 4 of the paper.
 
     Runs one forward on fake tensors: shapes only, no compute and no memory; `model` itself is not touched. Only a
-    model whose control flow depends on values (a mixture of experts, say) is run for real, once, without gradients.
+    model that can't run on them (its control flow depends on values, say) is run for real, once, without gradients.
 
     Args:
         model: Any module.
@@ -50,10 +50,10 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     try:
         mode = fake_mode()
         fake, (fake_args, fake_kwargs) = fake_copy(model, mode), fake_inputs(example_inputs, mode)
-        with mode:
+        with running(mode):
             calls = _record_calls(fake, fake_args, fake_kwargs, exclude_modules)
-    except VALUE_DEPENDENT as error:
-        logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
+    except NeedsValues as error:
+        logger.info(f"Running {type(model).__name__} once to learn the costs: {error}.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
     shared = _shared_inputs(calls)
     rows = [_layer_cost(layer, batch_size, shared.get(layer.name)) for layer in calls if layer.inputs]

@@ -61,6 +61,25 @@ def test_non_contiguous_inputs(case, data):
     check_against_autograd(layer, moved, index)
 
 
+@pytest.mark.parametrize("make", [linear, conv1d])
+@pytest.mark.parametrize("index", [[], [1, 2]])
+def test_a_model_may_change_the_output_in_place(make, index):
+    layer, x = fill(make(4, 3, True).double(), 0), random_like(torch.empty(2, 5, 4, dtype=torch.float64), 7)
+    full, sparse = copy.deepcopy(layer), sparse_copy(layer, index)
+    grads = []
+    for part in (full, sparse):
+        part_x = x.clone().requires_grad_()
+        output = part(part_x * 1.0)
+        output[:, 0] = 1.0
+        output.transpose(0, 1).div_(2.0)  # of a view, too
+        output.square().sum().backward()
+        grads.append(part_x.grad)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    if index:
+        expected = gradient_slice(layer, full.weight.grad, index)
+        torch.testing.assert_close(sparse.active_view.grad, expected, rtol=1e-9, atol=1e-9)
+
+
 @given(cases(torch.float32))
 @settings(max_examples=30, deadline=None)
 def test_autocast(case):
