@@ -40,6 +40,9 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         counts its weight once and its input every time. Layers share an input if each of them is called once, with
         the same tensor, and their kind can keep it once (fully connected layers do, convolutions don't).
 
+    Raises:
+        ValueError: If the model would have to run but is on the meta device.
+
     Example:
         >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
         >>> table.rows[0].weight_per_channel, table.rows[0].activation_per_channel
@@ -53,6 +56,10 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         with running(mode):
             calls = _record_calls(fake, fake_args, fake_kwargs, exclude_modules)
     except NeedsValues as error:
+        if any(parameter.device.type == "meta" for parameter in model.parameters()):
+            raise ValueError(
+                f"can't learn the costs of {type(model).__name__} on the meta device: {error}; load its weights"
+            ) from None
         logger.info(f"Running {type(model).__name__} once to learn the costs: {error}.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
     shared = _shared_inputs(calls)
