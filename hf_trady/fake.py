@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,13 +18,37 @@ from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 
 
-VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
-"""What a model raises on fake tensors when its control flow or its shapes depend on values."""
+LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
+
+
+class NeedsValues(RuntimeError):
+    """A forward can't run on fake tensors, though it may on real ones; the message says why."""
 
 
 def fake_mode() -> FakeTensorMode:
     """A mode in which every operation computes shapes only."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def running(mode: FakeTensorMode) -> Iterator[None]:
+    """The context in which a fake model runs.
+
+    Raises:
+        NeedsValues: If its control flow or its shapes depend on values; or it does what real tensors allow and fake
+            ones don't: it converts Parameters on its way, or multiplies in groups (the experts of a mixture) in single
+            precision.
+    """
+    disabled, LOGGER.disabled = LOGGER.disabled, True  # it would log the traceback of an error that is caught
+    try:
+        with mode:
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise NeedsValues(f"its control flow depends on values ({error})") from error
+    except RuntimeError as error:
+        raise NeedsValues(f"it fails on fake tensors ({str(error).partition(chr(10))[0]})") from error
+    finally:
+        LOGGER.disabled = disabled
 
 
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

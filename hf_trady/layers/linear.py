@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
+from ..views import standalone
 from .base import SparseLayer
 from .epilogue import parts_of
 from .registry import register_sparse_layer
@@ -25,7 +27,7 @@ class _LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, active, x_active, outputs, gate, probed):
-        output = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        output = standalone(F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)))
         codes = None if gate is None else gate.apply_(output.view(-1, output.shape[-1]), True)
         ctx.gate, ctx.x_shape, ctx.probed = gate, x.shape, probed
         ctx.save_for_backward(x_active, weight, outputs, codes)
@@ -106,6 +108,11 @@ class SparseLinear(_SparseFullyConnected, nn.Linear):
 
     def channel_view(self, tensor: Tensor) -> Tensor:
         return tensor.t()
+
+
+@register_sparse_layer(FalconLinear)
+class SparseFalconLinear(SparseLinear, FalconLinear):
+    """Falcon's linear layer, which rounds its bias by itself, that trains some of its input features."""
 
 
 @register_sparse_layer(Conv1D)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode
+from ..fake import NeedsValues, fake_copy, fake_inputs, fake_mode, running
 from ..standin import swap_out
 from .activations import GatedActivation
 from .attention import make_attention_lean, make_attention_plain
@@ -43,7 +43,7 @@ def make_model_plain(model: nn.Module) -> None:
 def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, LeanEpilogue]:
     """Let layers do the work of the norm and the activation that follow them.
 
-    Looks at one forward on fake tensors; a model whose shapes or control flow depend on values keeps them apart.
+    Looks at one forward on fake tensors; a model that can't run on them keeps them apart.
 
     Args:
         model: The model, its norms and activations lean.
@@ -62,12 +62,10 @@ def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_in
         for module in fake.modules():
             if isinstance(module, FrozenBatchNorm):
                 module.training = False
-        with mode:
+        with running(mode):
             chains = find_chains(fake, *inputs)
-    except VALUE_DEPENDENT as error:
-        logger.info(
-            f"Norms and activations stay apart from their layers, as the model's shapes depend on values ({error})."
-        )
+    except NeedsValues as error:
+        logger.info(f"Norms and activations stay apart from their layers; of {type(model).__name__}: {error}.")
         return {}
     for chain in chains:
         norm, activation = (name and model.get_submodule(name) for name in (chain.norm, chain.activation))

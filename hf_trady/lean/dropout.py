@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..views import standalone
 from .base import LeanModule
 from .bits import pack, unpack
 from .kernels import fused
@@ -50,7 +51,7 @@ class _DropoutFunction(torch.autograd.Function):
         bits = drawn_bits(x.numel(), p, x.device)
         ctx.factor = 1 / keep_probability(p)
         ctx.save_for_backward(bits)
-        return dropped(x, bits, ctx.factor)
+        return standalone(dropped(x, bits, ctx.factor))
 
     @staticmethod
     @once_differentiable

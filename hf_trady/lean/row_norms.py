@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ..views import standalone
 from .base import LeanModule
 from .kernels import fused
 from .registry import register_lean
@@ -64,7 +65,7 @@ class _RowNormFunction(torch.autograd.Function):
         codes, scale = _encode(rows, None if mean is None else mean.reshape(-1, 1).float(), rstd)
         ctx.module, ctx.centered = module, mean is not None
         ctx.save_for_backward(weight, codes, scale, rstd)
-        return output
+        return standalone(output)
 
     @staticmethod
     @once_differentiable

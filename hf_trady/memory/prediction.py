@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
-from ..fake import VALUE_DEPENDENT, fake_copy, fake_inputs, fake_mode, unpacked_sequences
+from ..fake import NeedsValues, fake_copy, fake_inputs, fake_mode, running, unpacked_sequences
 from .graph import op_of_storage
 from .storages import Storage, StorageLog
 
@@ -92,7 +92,7 @@ def predict_step(model: nn.Module, example_inputs: Any, setup: StepSetup | None 
         setup: Optimizer, loss, precision.
 
     Raises:
-        ValueError: If the control flow depends on values, or nothing trains.
+        ValueError: If the model can't run on fake tensors, as its control flow depends on values, or nothing trains.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False))
@@ -121,18 +121,18 @@ def run_step(
         own: The part of `model` whose Parameters and buffers are the model's own weights (default: all of it).
 
     Raises:
-        ValueError: If the control flow depends on values, or nothing trains.
+        ValueError: If the model can't run on fake tensors, as its control flow depends on values, or nothing trains.
     """
     own = model if own is None else own
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("can't predict a training step: no parameter requires a gradient")
     try:
-        with mode, unpacked_sequences():
+        with running(mode), unpacked_sequences():
             return _Step(model, inputs, setup, own, trained).run()
-    except VALUE_DEPENDENT as error:
+    except NeedsValues as error:
         raise ValueError(
-            f"can't predict the memory of {type(own).__name__}: its control flow depends on values ({error}); give "
+            f"can't predict the memory of {type(own).__name__}: {error}; give "
             "memory_budget as an int (elements) or a float (share of the network)"
         ) from None
     finally:

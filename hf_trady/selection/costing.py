@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils import logging
 
-from ..fake import VALUE_DEPENDENT, as_call, fake_copy, fake_inputs, fake_mode
+from ..fake import NeedsValues, as_call, fake_copy, fake_inputs, fake_mode, running
 from ..layers import sparse_type, why_unsupported
 from ..matching import matches
 from .cost import CostTable, LayerCost
@@ -27,7 +27,7 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     """Costs of every Linear, Conv2d and Conv1D layer of `model`, by eq. 3 and 4 of the paper.
 
     Runs one forward on fake tensors: shapes only, no compute and no memory; `model` itself is not touched. Only a
-    model whose control flow depends on values (a mixture of experts, say) is run for real, once, without gradients.
+    model that can't run on them (its control flow depends on values, say) is run for real, once, without gradients.
 
     Args:
         model: Any module.
@@ -40,6 +40,9 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         counts its weight once and its input every time. Layers share an input if each of them is called once, with
         the same tensor, and their kind can keep it once (fully connected layers do, convolutions don't).
 
+    Raises:
+        ValueError: If the model would have to run but is on the meta device.
+
     Example:
         >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
         >>> table.rows[0].weight_per_channel, table.rows[0].activation_per_channel
@@ -50,10 +53,14 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     try:
         mode = fake_mode()
         fake, (fake_args, fake_kwargs) = fake_copy(model, mode), fake_inputs(example_inputs, mode)
-        with mode:
+        with running(mode):
             calls = _record_calls(fake, fake_args, fake_kwargs, exclude_modules)
-    except VALUE_DEPENDENT as error:
-        logger.info(f"The model's shapes depend on values ({error}); running it once to learn the costs.")
+    except NeedsValues as error:
+        if any(parameter.device.type == "meta" for parameter in model.parameters()):
+            raise ValueError(
+                f"can't learn the costs of {type(model).__name__} on the meta device: {error}; load its weights"
+            ) from None
+        logger.info(f"Running {type(model).__name__} once to learn the costs: {error}.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
     shared = _shared_inputs(calls)
     rows = [_layer_cost(layer, batch_size, shared.get(layer.name)) for layer in calls if layer.inputs]

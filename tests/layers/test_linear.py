@@ -15,6 +15,7 @@ from against_autograd import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from hf_trady.lean.gates import Gate
@@ -28,10 +29,14 @@ def conv1d(channels, outputs, bias):
     return Conv1D(outputs, channels)  # always has a bias
 
 
+def falcon(channels, outputs, bias):
+    return FalconLinear(channels, outputs, bias=bias)
+
+
 @st.composite
 def cases(draw, dtype=torch.float64):
     channels, outputs = draw(st.integers(1, 7)), draw(st.integers(1, 5))
-    layer = draw(st.sampled_from([linear, conv1d]))(channels, outputs, draw(st.booleans())).to(dtype)
+    layer = draw(st.sampled_from([linear, conv1d, falcon]))(channels, outputs, draw(st.booleans())).to(dtype)
     seed = draw(st.integers(0, 1000))
     leading = draw(st.lists(st.integers(0, 3), max_size=4))
     x = random_like(torch.empty(*leading, channels, dtype=dtype), seed + 7)
@@ -59,6 +64,25 @@ def test_non_contiguous_inputs(case, data):
     order = data.draw(st.permutations(range(x.dim())))
     moved = x.permute(order).contiguous().permute([order.index(dim) for dim in range(x.dim())])
     check_against_autograd(layer, moved, index)
+
+
+@pytest.mark.parametrize("make", [linear, conv1d, falcon])
+@pytest.mark.parametrize("index", [[], [1, 2]])
+def test_a_model_may_change_the_output_in_place(make, index):
+    layer, x = fill(make(4, 3, True).double(), 0), random_like(torch.empty(2, 5, 4, dtype=torch.float64), 7)
+    full, sparse = copy.deepcopy(layer), sparse_copy(layer, index)
+    grads = []
+    for part in (full, sparse):
+        part_x = x.clone().requires_grad_()
+        output = part(part_x * 1.0)
+        output[:, 0] = 1.0
+        output.transpose(0, 1).div_(2.0)  # of a view, too
+        output.square().sum().backward()
+        grads.append(part_x.grad)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    if index:
+        expected = gradient_slice(layer, full.weight.grad, index)
+        torch.testing.assert_close(sparse.active_view.grad, expected, rtol=1e-9, atol=1e-9)
 
 
 @given(cases(torch.float32))
@@ -93,7 +117,7 @@ def test_autocast_leaves_double_precision_alone():
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("make", [linear, conv1d])
+@pytest.mark.parametrize("make", [linear, conv1d, falcon])
 def test_without_gradients_the_plain_layer_runs(make, context):
     layer, x = fill(make(6, 3, True), 0), torch.randn(2, 6)
     sparse = sparse_copy(layer, [0, 5]).eval()
@@ -115,7 +139,7 @@ def test_an_input_that_needs_no_gradient():
     assert [tuple(tensor.shape) for tensor in saved_apart_from_weights(saved, sparse)] == [(4, 2)]
 
 
-@pytest.mark.parametrize("make", [linear, conv1d])
+@pytest.mark.parametrize("make", [linear, conv1d, falcon])
 def test_a_weight_that_trains_whole_is_left_to_autograd(make):
     layer, x = fill(make(6, 3, True), 0), torch.randn(4, 6)
     sparse = sparse_copy(layer, [2, 3])

@@ -52,3 +52,11 @@ def test_it_draws_the_same_without_gradients():
 def test_evaluation_drops_nothing():
     x = torch.ones(10, requires_grad=True)
     assert torch.equal(make_lean(nn.Dropout(0.5), "exact").eval()(x), x)
+
+
+def test_a_model_may_change_the_output_in_place():
+    x = torch.ones(4, 16, requires_grad=True)
+    output = lean_copy(nn.Dropout(0.5))(x * 1.0)
+    output[0] = 0.0
+    output.sum().backward()
+    assert not x.grad[0].any() and x.grad[1:].any()

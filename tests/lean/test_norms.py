@@ -116,3 +116,12 @@ def test_rows_of_one_value_and_outliers_do_no_harm():
     x[2, 0] = 1e6
     _, grad, _, _ = run(lean_copy(nn.LayerNorm(16)), x)
     assert grad.isfinite().all()
+
+
+@row_norms
+def test_a_model_may_change_the_output_in_place(norm, shape):
+    x = normal(*shape, dtype=torch.float32).requires_grad_()
+    output = lean_copy(filled(copy.deepcopy(norm)))(x * 1.0)
+    output[0] = 0.0
+    output.sum().backward()
+    assert not x.grad[0].any() and torch.isfinite(x.grad).all()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -294,3 +295,25 @@ def test_table_access_and_json(table):
     assert list(table.subset(["conv_head", "conv_stem"])) == [table.rows[0], table.rows[-1]]
     rows = json.loads(json.dumps(table.to_dict()))["rows"]
     assert CostTable(tuple(LayerCost(**row) for row in rows)) == table
+
+
+@pytest.mark.parametrize("kind", ["converts", "grouped"])
+def test_what_fails_on_fake_tensors_alone_falls_back_to_a_real_run(kind, capfd):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.experts = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 8, 8))
+
+        def forward(self, x):
+            if kind == "converts":  # as the router of Switch Transformers does
+                self.first = self.first.to(torch.float32)
+                return self.first(x)
+            ends = torch.tensor([1, len(x)], dtype=torch.int32)
+            return F.grouped_mm(self.first(x), self.experts, offs=ends)
+
+    with pytest.raises(ValueError, match="costs of Net on the meta device") as error:
+        cost_table(Net().to("meta"), torch.randn(4, 8))
+    assert "\n" not in str(error.value)
+    row = cost_table(Net(), torch.randn(4, 8))["first"]
+    assert (row.channels, row.weight_per_channel, row.activation_per_channel) == (8, 8, 1)
+    assert "Traceback" not in capfd.readouterr().err
