@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format benchmarks clean
+.PHONY: demo test test-slow lint format docs benchmarks clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
 demo: $(INSTALLED)
@@ -24,6 +24,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site, site/index.html; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 # What wrapping costs (minutes), and the memory and time of every method (about two hours).
 benchmarks: $(INSTALLED)
 	$(BIN)/python -m pip install --no-compile --editable ".[benchmarks]"
@@ -36,4 +41,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
