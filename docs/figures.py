@@ -14,7 +14,7 @@ from hf_trady.plots import plot_layer_updates, plot_memory
 
 FIGURES = Path(__file__).parent / "figures"
 NETWORK, BATCH, PIXELS = "mobilenetv2_100", 32, 128
-BUDGETS = ("64MiB", "80MiB", "96MiB", "128MiB", "192MiB")
+BUDGETS = ("96MiB", "128MiB", "192MiB")
 INK, OURS, FROZEN = "#334155", "#c2410c", "#e2e8f0"
 
 
@@ -48,15 +48,16 @@ def draw_layer(path: Path) -> None:
         (weight, "weight  W  [16, 24]", "read whole; active: W[:, index]; the others are frozen"),
         (plain[0].weight.grad, "gradient of W  [16, 24]", "formed: grad.T @ x[:, index]; no others exist"),
     ]
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
     for axes, (values, title, note) in zip(figure.subplots(1, 3), panels, strict=True):
         shade = values.abs() / values.abs().max()
-        axes.imshow(shade, cmap="Greys", vmin=-0.3, vmax=3, aspect="auto")
+        axes.imshow(shade, cmap="Greys", vmin=0, vmax=3, aspect="auto")
         for channel in index:
             column = shade[:, channel : channel + 1]
             axes.imshow(column, cmap="Oranges", vmin=-0.5, vmax=1.2, aspect="auto",
                         extent=(channel - 0.5, channel + 0.5, len(shade) - 0.5, -0.5))  # fmt: skip
         axes.set(xlim=(-0.5, 23.5), xticks=index, yticks=[])
+        axes.tick_params(axis="x", labelsize=7)
         axes.set_xlabel("input channels (marked: index)", color=INK, fontsize=8)
         axes.set_title(title, color=INK, fontsize=11, loc="left", pad=20)
         axes.annotate(note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=OURS)
@@ -99,10 +100,11 @@ def draw_redraws(path: Path) -> None:
 
 def draw_budgets(path: Path, step_path: Path) -> None:
     """What budgets in bytes buy for a MobileNetV2, and the memory of a step with the smallest."""
-    with torch.device("meta"):
+    images = torch.zeros(BATCH, 3, PIXELS, PIXELS).contiguous(memory_format=torch.channels_last)
+    plans = []
+    for budget in BUDGETS:
         net = timm.create_model(NETWORK, num_classes=10).to(memory_format=torch.channels_last)
-        images = torch.empty(BATCH, 3, PIXELS, PIXELS).contiguous(memory_format=torch.channels_last)
-    plans = [plan(net, TraDyConfig(budget, layer_ranking="auto"), images) for budget in BUDGETS]
+        plans.append(plan(TraDyModel(net, TraDyConfig(budget, layer_ranking="auto"), images), None, images))
     setting = f"{NETWORK}, batch of {BATCH}, {PIXELS} px"
     plot_memory(plans[0], step_path, title=f"{setting}, memory_budget={BUDGETS[0]}")
     figure = Figure(figsize=(7, 3.2), layout="constrained")
