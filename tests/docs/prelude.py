@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import timm
+import torch
 from datasets import load_dataset
 from safetensors.torch import save as safetensors_of
 from torch.utils.data import DataLoader
@@ -38,10 +39,11 @@ def readme_names() -> dict:
     """What each block of the README takes for granted, made anew: it wraps the same model more than once."""
     name = "google-bert/bert-base-uncased"
     tokenizer = AutoTokenizer.from_pretrained(name)
-    rows = load_dataset("csv", data_files="reviews.csv", split="train").class_encode_column("label")
-    dataset = rows.map(lambda row: tokenizer(row["text"]), remove_columns=["text"]).select(range(16))
-    dataloader = DataLoader(dataset, batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
+    rows = load_dataset("csv", data_files="reviews.csv", split="train[:16]").class_encode_column("label")
+    dataset = rows.map(lambda row: tokenizer(row["text"], padding="max_length", max_length=512))
+    dataloader = DataLoader(dataset.remove_columns("text"), batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
     return {
+        "torch": torch,
         "base_model": AutoModelForSequenceClassification.from_pretrained(name, num_labels=2),
         "training_args": TrainingArguments("runs/readme", num_train_epochs=2, report_to="none"),
         "dataset": dataset,
