@@ -29,8 +29,9 @@ def main() -> None:
 def small_model(budget: float) -> TraDyModel:
     """Four linear layers that may train by channel, and a head."""
     torch.manual_seed(0)
-    body = [nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12)]
-    net = nn.Sequential(*body, nn.ReLU(), nn.Linear(12, 3))
+    sizes = (24, 16, 20, 16, 12)
+    body = [layer for size in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*size), nn.ReLU())]
+    net = nn.Sequential(*body, nn.Linear(12, 3))
     config = TraDyConfig(budget, "dynamic_full_random", modules_to_save=["8"])
     return TraDyModel(net, config, example_inputs=torch.randn(8, 24))
 
@@ -60,7 +61,7 @@ def draw_layer(path: Path) -> None:
         axes.tick_params(axis="x", labelsize=7)
         axes.set_xlabel("input channels (marked: index)", color=INK, fontsize=8)
         axes.set_title(title, color=INK, fontsize=11, loc="left", pad=20)
-        axes.annotate(note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=OURS)
+        axes.text(0, 1.03, note, transform=axes.transAxes, fontsize=8, color=OURS)
     figure.savefig(path, dpi=120)
 
 
@@ -117,7 +118,7 @@ def draw_budgets(path: Path, step_path: Path) -> None:
                       textcoords="offset points")  # fmt: skip
     axes.set(xlim=(sizes[0] - 8, 1.2 * sizes[-1]), ylim=(0, 1.15 * max(shares)))
     axes.set_xlabel("memory_budget, MiB above the weights", color=INK)
-    axes.set_ylabel("share of the elements\nthat train at a time", color=INK)
+    axes.set_ylabel("share of the elements\n(of gradients and inputs)", color=INK)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title(setting, fontsize=10, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)

@@ -62,7 +62,7 @@ def main() -> None:
         train_dataset=load_data(options.dataset_name),
         processing_class=tokenizer,
     )
-    # What TraDyTrainer does by itself: the costs of channels, what the budget buys for a batch, a ranking of the layers.
+    # What TraDyTrainer does by itself: learn what channels cost, what the budget buys, and which layers matter.
     batch = next(iter(trainer.get_train_dataloader()))
     model.calibrate(batch)
     model.measure(trainer.get_train_dataloader(), num_steps=2)

@@ -41,7 +41,8 @@ def readme_names() -> dict:
     tokenizer = AutoTokenizer.from_pretrained(name)
     rows = load_dataset("csv", data_files="reviews.csv", split="train[:16]").class_encode_column("label")
     dataset = rows.map(lambda row: tokenizer(row["text"], padding="max_length", max_length=512))
-    dataloader = DataLoader(dataset.remove_columns("text"), batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
+    dataset = dataset.remove_columns("text")
+    dataloader = DataLoader(dataset, batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
     return {
         "torch": torch,
         "base_model": AutoModelForSequenceClassification.from_pretrained(name, num_labels=2),
