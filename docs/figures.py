@@ -1,5 +1,6 @@
 """Draws the figures of "How it works" and "Choosing a budget" from real draws and plans: python docs/figures.py"""
 
+import itertools
 from pathlib import Path
 
 import timm
@@ -30,7 +31,7 @@ def small_model(budget: float) -> TraDyModel:
     """Four linear layers that may train by channel, and a head."""
     torch.manual_seed(0)
     sizes = (24, 16, 20, 16, 12)
-    body = [layer for size in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*size), nn.ReLU())]
+    body = [layer for size in itertools.pairwise(sizes) for layer in (nn.Linear(*size), nn.ReLU())]
     net = nn.Sequential(*body, nn.Linear(12, 3))
     config = TraDyConfig(budget, "dynamic_full_random", modules_to_save=["8"])
     return TraDyModel(net, config, example_inputs=torch.randn(8, 24))
