@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-oldest lint format benchmarks clean
+.PHONY: demo test test-slow test-oldest lint format docs benchmarks clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
 demo: $(INSTALLED)
@@ -29,6 +29,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site, site/index.html; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 # What wrapping costs (minutes), and the memory and time of every method (about two hours).
 benchmarks: $(INSTALLED)
 	$(BIN)/python -m pip install --no-compile --editable ".[benchmarks]"
@@ -48,4 +53,4 @@ $(OLDEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs
+	rm -rf $(VENV) $(OLDEST) runs site

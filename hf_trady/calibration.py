@@ -126,7 +126,7 @@ class CalibratedMixin:
         if fit:
             self._fit_when_possible()
 
-    def measure(self, dataloader: Iterable, *, how: str | None = None, **kwargs) -> GradientRecord | None:
+    def measure(self, dataloader: Iterable, *, how: str | None = None, **kwargs: Any) -> GradientRecord | None:
         """Measure the gradient of every channel, and draw by the ranking and the scores that follow from then on.
 
         A ranking that is there already is kept. Make the optimizer afterwards, unless it is the scores of

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -204,7 +205,7 @@ class TraDyConfig(PushToHubMixin):
         write_text(Path(save_directory) / CONFIG_NAME, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs) -> "TraDyConfig":
+    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs: Any) -> "TraDyConfig":
         """Read `trady_config.json` from the directory `path`, or from the Hub repository of that id.
 
         Args:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 
 from .layers import SparseLayer, make_plain, make_sparse, why_unsupported
@@ -54,11 +55,12 @@ class Conversion:
         norms = (module for module in self.model.modules() if isinstance(module, _NormBase))
         return any(norm.track_running_stats and norm not in frozen for norm in norms)
 
-    def join(self, example_inputs: Any) -> None:
-        """Let layers do the work of the norms and activations that follow them (see `lean.apply`)."""
+    def join(self, example_inputs: Any, mode: FakeTensorMode | None = None) -> None:
+        """Let layers do the work of the norms and activations that follow them (see `lean.apply`); `mode`: of a model
+        that is fake already."""
         if self.joins:
             layers = {name: layer for name, layer in outside(self.model, self.heads) if isinstance(layer, SparseLayer)}
-            self.epilogues = join_epilogues(self.model, layers, example_inputs)
+            self.epilogues = join_epilogues(self.model, layers, example_inputs, mode)
 
     def before_forward(self) -> None:
         """Forget what a forward that failed has left."""

@@ -270,6 +270,8 @@ def _trials(
         trady, plain = TraDyModel(fake_copy(model, mode), config), model
     sampler = trady._sampler
     sampler.costs = sampler.costs or trady._cost_table(plain, example_inputs)
+    if not isinstance(model, TraDyModel):
+        trady._conversion.join(example_inputs, mode)
     notes = tuple(sampler.draw_blindly())
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes

@@ -60,6 +60,13 @@ def test_what_is_planned_is_what_the_model_does():
     assert json.loads(json.dumps(planned.to_dict()))["units"] == planned.units
 
 
+def test_a_plan_counts_norms_and_activations_as_training_does():
+    make, (images, _) = MODELS["timm"]
+    config = TraDyConfig(0.3, strategy="dynamic_full_random")
+    planned = plan(make(), config, images)
+    assert planned.step.at_peak == plan(TraDyModel(make(), config, images), None, images).step.at_peak
+
+
 def test_without_a_ranking_the_plan_says_that_it_takes_all_layers():
     planned = plan(conv_net(), TraDyConfig(memory_budget="0.15MiB"), IMAGES)
     assert "No layer ranking is known yet" in str(planned)

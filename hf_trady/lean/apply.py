@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.utils import logging
 
 from ..fake import NeedsValues, fake_copy, fake_inputs, fake_mode, running
@@ -40,7 +41,9 @@ def make_model_plain(model: nn.Module) -> None:
     make_attention_plain(model)
 
 
-def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, LeanEpilogue]:
+def join_epilogues(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any, mode: FakeTensorMode | None = None
+) -> dict[str, LeanEpilogue]:
     """Let layers do the work of the norm and the activation that follow them.
 
     Looks at one forward on fake tensors; a model that can't run on them keeps them apart.
@@ -49,6 +52,7 @@ def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_in
         model: The model, its norms and activations lean.
         layers: By name, its sparse layers that may take an epilogue.
         example_inputs: A batch (tensor, tuple or dict of inputs).
+        mode: Given if `model` is made of fake tensors of this mode already; it then goes forward itself.
 
     Returns:
         The epilogues, by the name of their layer.
@@ -56,8 +60,12 @@ def join_epilogues(model: nn.Module, layers: Mapping[str, nn.Module], example_in
     for layer in layers.values():
         layer.epilogue = None
     try:
-        mode = fake_mode()
-        fake, inputs = fake_copy(model, mode), fake_inputs(example_inputs, mode)
+        if mode is None:
+            mode = fake_mode()
+            fake = fake_copy(model, mode)
+        else:
+            fake = model
+        inputs = fake_inputs(example_inputs, mode)
         fake.train()
         for module in fake.modules():
             if isinstance(module, FrozenBatchNorm):

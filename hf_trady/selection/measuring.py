@@ -65,7 +65,7 @@ class GradientRecord:
         return ChannelScores({name: norms.float() for name, norms in self.norms.items()})
 
 
-def rank_layers(model: nn.Module, dataloader: Iterable, **kwargs) -> LayerRanking:
+def rank_layers(model: nn.Module, dataloader: Iterable, **kwargs: Any) -> LayerRanking:
     """Rank the layers of `model` by their reweighted gradient norm over a few batches of any task.
 
     Args:

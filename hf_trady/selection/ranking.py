@@ -117,7 +117,7 @@ class LayerRanking(PushToHubMixin):
         write_text(Path(save_directory) / RANKING_NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs) -> "LayerRanking":
+    def from_pretrained(cls, path: str | os.PathLike, **hub_kwargs: Any) -> "LayerRanking":
         """Read a ranking from a JSON file, or `layer_ranking.json` from a directory or a Hub repository.
 
         Args:

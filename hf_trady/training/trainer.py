@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class TraDyTrainer(CheckpointingTrainer):
         *rest,
         ranking_steps: int = 10,
         max_skipped_steps: int = 10,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.ranking_steps = ranking_steps
         self._checkpoint: str | None = None  # to resume from
@@ -216,7 +217,7 @@ class TraDyTrainer(CheckpointingTrainer):
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         dataset: str | list[str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """Write the card of the model, as [`TraDyModel.create_model_card`] makes it, into the output directory."""
         if not self.is_world_process_zero():

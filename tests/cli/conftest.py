@@ -1,14 +1,10 @@
-import csv
-
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-
-WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "plot", "cast"]
+from ..tiny_files import save_bert, write_reviews
 
 
 @pytest.fixture(scope="session")
@@ -36,23 +32,9 @@ def image_run(tmp_path_factory) -> list[str]:
 def text_run(tmp_path_factory) -> list[str]:
     """Arguments that fine-tune a tiny BERT, saved locally, on a CSV file of good and bad reviews."""
     root = tmp_path_factory.mktemp("texts")
-    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=14, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    BertForSequenceClassification(config).save_pretrained(root / "bert")
-    BertTokenizer(str(root / "vocab.txt")).save_pretrained(root / "bert")
-    generator = np.random.default_rng(0)
-    with (root / "reviews.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for i in range(160):
-            judgement = WORDS[:3] if i % 2 else WORDS[3:6]
-            words = [*generator.choice(judgement, 2), *generator.choice(WORDS[6:], 2)]
-            writer.writerow([" ".join(words), "positive" if i % 2 else "negative"])
+    bert, reviews = save_bert(root / "bert"), write_reviews(root / "reviews.csv")
     return [
-        *("--model_name_or_path", str(root / "bert"), "--dataset_name", str(root / "reviews.csv")),
+        *("--model_name_or_path", str(bert), "--dataset_name", str(reviews)),
         *("--num_train_epochs", "6", "--learning_rate", "1e-2", "--per_device_train_batch_size", "8"),
         *("--memory_budget", "0.2", "--max_seq_length", "16", "--disable_tqdm", "True"),
         *("--dataloader_pin_memory", "False"),

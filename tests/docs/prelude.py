@@ -1,0 +1,58 @@
+"""What the code of the documentation finds: files of the reader's, models on the Hub, and the README's own names."""
+
+from pathlib import Path
+
+import timm
+import torch
+from datasets import load_dataset
+from safetensors.torch import save as safetensors_of
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+
+from ..hub.server import Hub, Repository
+from ..tiny_files import save_bert, save_llama, write_book, write_digits, write_reviews
+
+
+def write_files() -> None:
+    """Photographs, reviews and a book in the current directory."""
+    write_digits(Path("photos"))
+    write_reviews(Path("reviews.csv"))
+    write_book(Path("book.txt"))
+
+
+def fill_hub(hub: Hub, folder: Path) -> None:
+    """Put a model on the Hub under each name that the documentation uses: tiny ones, and a real MobileNetV2."""
+    bert, llama = (_content(save(folder / name)) for name, save in (("bert", save_bert), ("llama", save_llama)))
+    mobilenet = {"model.safetensors": safetensors_of(timm.create_model("mobilenetv2_100").state_dict())}
+    models = {
+        "sentence-transformers/all-MiniLM-L6-v2": bert,
+        "google-bert/bert-base-uncased": bert,
+        "HuggingFaceTB/SmolLM2-135M": llama,
+        "timm/mobilenetv2_100.ra_in1k": mobilenet,
+    }
+    for name, files in models.items():
+        hub.repositories[name] = Repository()
+        hub.repositories[name].commit("main", files, "upload")
+
+
+def readme_names() -> dict:
+    """What each block of the README takes for granted, made anew: it wraps the same model more than once."""
+    name = "google-bert/bert-base-uncased"
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    rows = load_dataset("csv", data_files="reviews.csv", split="train[:16]").class_encode_column("label")
+    dataset = rows.map(lambda row: tokenizer(row["text"], padding="max_length", max_length=512))
+    dataset = dataset.remove_columns("text")
+    dataloader = DataLoader(dataset, batch_size=8, collate_fn=DataCollatorWithPadding(tokenizer))
+    return {
+        "torch": torch,
+        "base_model": AutoModelForSequenceClassification.from_pretrained(name, num_labels=2),
+        "training_args": TrainingArguments("runs/readme", num_train_epochs=2, report_to="none"),
+        "dataset": dataset,
+        "dataloader": dataloader,
+        "batch": dict(next(iter(dataloader))),
+        "epochs": 2,
+    }
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
