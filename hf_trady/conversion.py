@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .layers import SparseLayer, make_plain, make_sparse, why_unsupported
+from .layers import SparseLayer, make_plain, make_sparse, sparse_type, why_unsupported
 from .lean import LeanEpilogue, join_epilogues, make_model_lean, make_model_plain
 from .targets import outside
 
@@ -31,10 +31,11 @@ class Conversion:
         self.epilogues: dict[str, LeanEpilogue] = {}
         for module in targets:
             make_sparse(module)
-        if lean_backward != "off":
-            for _, module in outside(model, heads):
-                if isinstance(module, nn.Conv2d) and why_unsupported(module) is None:
-                    make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
+        for _, module in outside(model, heads):
+            kind = sparse_type(module)
+            if kind is not None and (kind.beside or (kind.keeps_input and lean_backward != "off")):
+                if why_unsupported(module) is None:
+                    make_sparse(module)
         make_model_lean(model, [module for _, module in outside(model, heads)], lean_backward)
 
     def norms(self) -> list[_NormBase]:

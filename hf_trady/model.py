@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, SparseLayer, channel_shape, num_channels
+from .layers import ActiveChannels, SparseLayer, channel_shape, num_channels, num_elements, weight_dtype
 from .proxy import ModuleProxy
 from .rankings import shipped_ranking
 from .recalibration import recalibrate
@@ -26,7 +26,7 @@ from .saving import (
     touch_changed,
 )
 from .selection import LayerRanking, SparsityReport
-from .targets import find_biases, find_heads, find_layers, select_targets
+from .targets import find_biases, find_heads, find_layers, refuse_quantization, select_targets
 
 
 class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
@@ -67,6 +67,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
         self.trady_config = config
+        refuse_quantization(base_model)
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
@@ -145,14 +146,14 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
 
     def report(self) -> SparsityReport:
         """Sparsity and budget use of the current draw."""
-        sizes = {name: modules[0].weight.element_size() for name, modules in self._layers.items()}
+        sizes = {name: weight_dtype(modules[0]).itemsize for name, modules in self._layers.items()}
         return self._sampler.report(self.active_channels(), self.epoch, sizes)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Number of elements that train (head, biases, active channels) and of all elements of the base model."""
         whole = sum(parameter.numel() for parameter in self._whole_parameters().values())
         channels = sum(self.costs[n].weight_per_channel * len(i) for n, i in self.active_channels().items())
-        return whole + channels, sum(parameter.numel() for parameter in self.base_model.parameters())
+        return whole + channels, num_elements(self.base_model)
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's format."""

@@ -1,6 +1,17 @@
 from .active import ActiveChannels, mark
-from .base import SparseLayer
-from .channels import by_channel, channel_shape, num_channels, read_channels, trains_outputs, write_channels
+from .base import KEPT_INDEX, SparseLayer
+from .channels import (
+    by_channel,
+    channel_shape,
+    keeps_beside,
+    num_channels,
+    num_elements,
+    read_channels,
+    trains_outputs,
+    weight_dtype,
+    weight_shape,
+    write_channels,
+)
 from .conv import SparseConv2d, SparseConv2dSame
 from .linear import SparseConv1D, SparseLinear
 from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
@@ -8,6 +19,7 @@ from .shared import SharedSlice
 
 
 __all__ = [
+    "KEPT_INDEX",
     "SPARSE_LAYERS",
     "ActiveChannels",
     "SharedSlice",
@@ -18,14 +30,18 @@ __all__ = [
     "SparseLinear",
     "by_channel",
     "channel_shape",
+    "keeps_beside",
     "make_plain",
     "make_sparse",
     "mark",
     "num_channels",
+    "num_elements",
     "read_channels",
     "register_sparse_layer",
     "sparse_type",
     "trains_outputs",
+    "weight_dtype",
+    "weight_shape",
     "why_unsupported",
     "write_channels",
 ]

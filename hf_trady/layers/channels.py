@@ -6,7 +6,7 @@ Channels are the input channels (features), or those of the output where the lay
 import torch
 from torch import Tensor, nn
 
-from .registry import sparse_type
+from .registry import sparse_type, why_unsupported
 
 
 def num_channels(layer: nn.Module) -> int:
@@ -26,8 +26,23 @@ def by_channel(layer: nn.Module, tensor: Tensor) -> tuple[Tensor, int]:
 
 def channel_shape(layer: nn.Module) -> torch.Size:
     """Shape of one channel's slice of the weight."""
-    view, leading = by_channel(layer, layer.weight.data)
+    view, leading = by_channel(layer, torch.empty(()).expand(weight_shape(layer)))
     return view.shape[leading:]
+
+
+def weight_shape(layer: nn.Module) -> torch.Size:
+    """Shape of the weight that `layer` computes with."""
+    return sparse_type(layer).weight_shape(layer)
+
+
+def weight_dtype(layer: nn.Module) -> torch.dtype:
+    """Type of the values of a channel of `layer`."""
+    return sparse_type(layer).weight_dtype(layer)
+
+
+def keeps_beside(layer: nn.Module) -> bool:
+    """Whether the weight of `layer` stays as it is, and channels that train are kept beside it."""
+    return sparse_type(layer).beside
 
 
 def read_channels(layer: nn.Module, index: Tensor) -> Tensor:
@@ -38,8 +53,18 @@ def read_channels(layer: nn.Module, index: Tensor) -> Tensor:
 
 def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
     """Set the weight of the channels `index` (int64 `[n]`) to `values`, shape `[n, *channel_shape]`."""
+    if keeps_beside(layer):
+        layer.write(index, values)
+        return
     view, place = _locate(layer, index)
     view[place] = values.to(view.dtype)
+
+
+def num_elements(model: nn.Module) -> int:
+    """Elements of all Parameters of `model`; of a quantized weight, those that it stands for."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    quantized = {id(m.weight): m for m in model.modules() if why_unsupported(m) is None and keeps_beside(m)}
+    return count + sum(weight_shape(layer).numel() - layer.weight.numel() for layer in quantized.values())
 
 
 def trains_outputs(layer: nn.Module) -> bool:
@@ -48,9 +73,7 @@ def trains_outputs(layer: nn.Module) -> bool:
 
 
 def _locate(layer: nn.Module, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    # By `.data`: writing the values that are already there, between a forward and its backward, must not make autograd
-    # believe that the weight has changed.
-    view, leading = by_channel(layer, layer.weight.data)
+    view, leading = by_channel(layer, sparse_type(layer).dense_weight(layer))
     index = index.to(view.device)
     if leading == 1:
         return view, (index,)
