@@ -151,9 +151,9 @@ class CalibratedMixin:
         if sampler.strategy.scores == "velocity":
             return self._measure_velocities(dataloader, kwargs)
         if how is None:
-            frozen = any(keeps_beside(module) for module, *_ in self._layers.values())  # no gradient of all of it
-            inside = frozen or self.byte_budget is not None or sampler.strategy.scores == "gradient"
-            how = "projected" if inside else "at_once"
+            inside = self.byte_budget is not None or sampler.strategy.scores == "gradient"
+            quantized = any(keeps_beside(layer) for layer, *_ in self._layers.values())  # has no gradient of a whole
+            how = "projected" if inside or quantized else "at_once"
         if how not in MEASURES:
             raise ValueError(f"how={how!r} is not allowed; it must be one of {', '.join(map(repr, MEASURES))}")
         if how == "at_once":

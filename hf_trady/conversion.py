@@ -5,10 +5,14 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from transformers.utils import logging
 
-from .layers import SparseLayer, make_plain, make_sparse, sparse_type, why_unsupported
+from .layers import SparseLayer, kept_bytes, make_plain, make_sparse, sparse_type, why_unsupported
 from .lean import LeanEpilogue, join_epilogues, make_model_lean, make_model_plain
 from .targets import outside
+
+
+logger = logging.get_logger(__name__)
 
 
 class Conversion:
@@ -74,8 +78,31 @@ class Conversion:
                     "lean_backward='off'"
                 )
 
-    def undo(self) -> None:
-        """Give every module its own type back."""
+    def undo(self, dequantize: bool = False) -> None:
+        """Give every module its own type back; what is kept beside quantized weights goes into them.
+
+        Args:
+            dequantize: Turn layers with quantized weights into plain ones instead, which lose nothing.
+        """
         make_model_plain(self.model)
+        if dequantize:
+            self._dequantize()
+        elif kept_bytes(self.model):
+            logger.warning(
+                "Trained channels are rounded to the precision of the quantized weights they are merged into, which "
+                "can undo much of the training; merge_and_unload(dequantize=True) keeps them as they are."
+            )
         for module in self.model.modules():
+            if isinstance(module, SparseLayer) and module.beside and module.kept is not None:
+                module.merge_kept()
             make_plain(module)
+
+    def _dequantize(self) -> None:
+        plain: dict[nn.Module, nn.Module] = {}
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, SparseLayer) and module.beside:
+                if module not in plain:
+                    plain[module] = module.dequantized(getattr(self.model, "dtype", None))
+                self.model.set_submodule(name, plain[module])
+        if getattr(self.model, "hf_quantizer", None) is not None:
+            self.model.hf_quantizer.remove_quantization_config(self.model)

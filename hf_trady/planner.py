@@ -271,6 +271,11 @@ def _trials(
     sampler = trady._sampler
     sampler.costs = sampler.costs or trady._cost_table(plain, example_inputs)
     notes = tuple(sampler.draw_blindly())
+    if trady.most_kept_bytes:
+        notes += (
+            "Channels that have trained stay beside the quantized weights in full precision: planned for "
+            f"{setup.num_draws if setup else 1} of the run's draws, up to {_mib(trady.most_kept_bytes)} MiB if all train.",
+        )
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .layers import SPARSE_LAYERS, why_unsupported
+from .layers import SPARSE_LAYERS, keeps_beside, why_unsupported
 from .matching import matches
 
 
@@ -24,6 +24,18 @@ def refuse_quantization(model: nn.Module) -> None:
         raise ValueError(
             f"the base model is quantized by '{method}', of which no channel can train; load it by "
             "BitsAndBytesConfig (in 4 or 8 bits), or not quantized"
+        )
+
+
+def refuse_output_channels(strategy: str, targets: list[nn.Module]) -> None:
+    """Refuse `strategy`, which trains output channels, if the weight of a target is quantized.
+
+    Raises:
+        ValueError: Names the strategy.
+    """
+    if any(keeps_beside(layer) for layer in targets):
+        raise ValueError(
+            f"strategy='{strategy}' trains output channels, which quantized weights don't allow; choose another"
         )
 
 

@@ -2,8 +2,10 @@ from .active import ActiveChannels, mark
 from .base import KEPT_INDEX, SparseLayer
 from .channels import (
     by_channel,
+    bytes_beside,
     channel_shape,
     keeps_beside,
+    kept_bytes,
     num_channels,
     num_elements,
     read_channels,
@@ -29,8 +31,10 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "by_channel",
+    "bytes_beside",
     "channel_shape",
     "keeps_beside",
+    "kept_bytes",
     "make_plain",
     "make_sparse",
     "mark",

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from .registry import sparse_type, why_unsupported
 
 
+INDEX_BYTES = torch.int64.itemsize
+
+
 def num_channels(layer: nn.Module) -> int:
     """Number of channels (features) of `layer`."""
     kind = sparse_type(layer)
@@ -58,6 +61,17 @@ def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
         return
     view, place = _locate(layer, index)
     view[place] = values.to(view.dtype)
+
+
+def bytes_beside(layer: nn.Module, number: int) -> int:
+    """Bytes that `number` channels take beside the weight of `layer` once they have trained."""
+    return number * (channel_shape(layer).numel() * weight_dtype(layer).itemsize + INDEX_BYTES)
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes that channels which have trained take beside the weights in `model`."""
+    kept = (getattr(module, "kept", None) for module in model.modules())
+    return sum(channels.nbytes for channels in kept if channels is not None)
 
 
 def num_elements(model: nn.Module) -> int:

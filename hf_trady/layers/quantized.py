@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import functional as quantization
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from .base import KEPT_INDEX, KEPT_VALUES
@@ -130,6 +130,17 @@ class SparseQuantized(SparseFullyConnected):
         if differs.any():
             self.kept = kept.joined(index[differs.cpu()], values[differs])
 
+    def merge_kept(self) -> None:
+        """Quantize the weight anew, with the kept channels in it; they are no longer kept then."""
+        raise NotImplementedError
+
+    def dequantized(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """A plain layer that holds the quantized weight and the kept channels as `dtype` (default: that of these)."""
+        dense = self.dense_weight(dtype)
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight, linear.bias = nn.Parameter(dense), self.bias
+        return linear.train(self.training)
+
     def _linear_weight(self):
         return self.dense_weight
 
@@ -201,7 +212,6 @@ class SparseLinear4bit(SparseQuantized, Linear4bit):
         return self.weight.quant_state.quant_type, _packed(self).flatten()[:WITNESS_BYTES]
 
     def merge_kept(self) -> None:
-        """Quantize the weight anew, with the kept channels in it; they are no longer kept then."""
         old = self.weight
         options = {"blocksize": old.blocksize, "compress_statistics": old.compress_statistics}
         options |= {"quant_type": old.quant_type, "quant_storage": old.quant_storage}
@@ -249,7 +259,6 @@ class SparseLinear8bitLt(SparseQuantized, Linear8bitLt):
         return "int8", self.weight.data.flatten()[:WITNESS_BYTES]
 
     def merge_kept(self) -> None:
-        """Quantize the weight anew, with the kept channels in it; they are no longer kept then."""
         old = self.weight
         merged = Int8Params(self.dense_weight().cpu(), requires_grad=False, has_fp16_weights=False)
         self.kept, self.weight = None, merged.to(old.device)
