@@ -272,9 +272,10 @@ def _trials(
     sampler.costs = sampler.costs or trady._cost_table(plain, example_inputs)
     notes = tuple(sampler.draw_blindly())
     if trady.most_kept_bytes:
+        draws, most = setup.num_draws if setup is not None else 1, _mib(trady.most_kept_bytes)
         notes += (
-            "Channels that have trained stay beside the quantized weights in full precision: planned for "
-            f"{setup.num_draws if setup else 1} of the run's draws, up to {_mib(trady.most_kept_bytes)} MiB if all train.",
+            "Channels that have trained stay beside the quantized weights in full precision: planned for those of "
+            f"{draws:,} draws; {most} MiB once all have trained.",
         )
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes

@@ -23,7 +23,7 @@ class _LinearFunction(torch.autograd.Function):
 
     Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`. Where `outputs`, `[n]`,
     tells output channels, these are the active ones: active is `[n, C]` and x_active all of x. All but x and weight
-    may be None. Instead of a tensor, weight may be what makes it, as the dtype that it is given, whenever it is needed.
+    may be None. Instead of a tensor, weight may be what makes it, as a dtype, whenever it is needed.
     """
 
     @staticmethod

@@ -102,7 +102,7 @@ class SparseQuantized(SparseFullyConnected):
         return output + torch.matmul(x_kept, values.to(x_kept.dtype)).to(output.dtype)
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight that the layer computes with, `[C', C]`, in new memory, as `dtype` (default: that of a channel)."""
+        """The weight that the layer computes with, `[C', C]`, in new memory, as `dtype` (default: a channel's)."""
         kind = sparse_type(self)
         weight = kind.dequantize(self, dtype or kind.weight_dtype(self))
         kept = getattr(self, "kept", None)
@@ -179,7 +179,8 @@ class SparseQuantized(SparseFullyConnected):
         if self.bias is not None and bias is not None:
             self.bias.data.copy_(bias)
         if kept[0] is not None and kept[1] is not None:
-            self.kept = KeptChannels(kept[0].cpu().clone(), kept[1].to(self.weight.device, self.weight_dtype(), copy=True))
+            values = kept[1].to(self.weight.device, self.weight_dtype(), copy=True)
+            self.kept = KeptChannels(kept[0].cpu().clone(), values)
         elif prefix + "weight" in given:
             self.kept = None
 
@@ -191,6 +192,9 @@ class SparseLinear4bit(SparseQuantized, Linear4bit):
     Their values are of the type that the weight had before it was quantized; it computes in `compute_dtype`.
     """
 
+    # On some CPUs the plain layer would reorder the weight for evaluation, and round its scales.
+    support_avx512bf16_for_cpu = property(lambda self: False)
+
     def unsupported(self) -> str | None:
         state = getattr(self.weight, "quant_state", None)
         if state is None:
@@ -200,6 +204,7 @@ class SparseLinear4bit(SparseQuantized, Linear4bit):
         return None
 
     def weight_dtype(self) -> torch.dtype:
+        _packed(self)
         return self.weight.quant_state.dtype
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
@@ -253,7 +258,7 @@ class SparseLinear8bitLt(SparseQuantized, Linear8bitLt):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         scale = self.state.SCB if self.state.SCB is not None else self.weight.SCB
-        return self.weight.data.to(dtype).mul_(scale.unsqueeze(1).mul(1.0 / 127.0))
+        return self.weight.data.to(dtype).mul_(scale.mul(1.0 / 127.0).unsqueeze(1))
 
     def witness(self, channel: int) -> tuple[str, Tensor]:
         return "int8", self.weight.data.flatten()[:WITNESS_BYTES]
@@ -268,6 +273,6 @@ class SparseLinear8bitLt(SparseQuantized, Linear8bitLt):
 def _packed(layer: Linear4bit) -> Tensor:
     """The weight in 4 bits, two elements a byte, in the order of training."""
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-        # Evaluation has reordered it for a kernel of some CPUs. Asking for the state dict undoes that, in place.
+        # Evaluation of the plain layer has reordered it. Asking for the state dict undoes that, in place.
         Linear4bit._save_to_state_dict(layer, {}, "", False)
     return layer.weight.data
