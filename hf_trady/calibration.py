@@ -11,7 +11,7 @@ from torch import nn
 
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, read_channels
+from .layers import ActiveChannels, keeps_beside, read_channels, weight_dtype
 from .memory import FittedBudget, StepSetup, fit_bytes
 from .passes import nothing_moves
 from .projection import project_gradients
@@ -139,8 +139,9 @@ class CalibratedMixin:
                 inside the memory of a training step, in two forwards and a backward for a group of layers that fits.
                 `"in_parts"` measures them exactly, a few channels at a time, also inside that memory, in a forward and
                 a backward for every part. `"at_once"` does so in one forward and backward, which takes the memory of
-                full fine-tuning. Default: projected with a budget in bytes, or where the strategy goes by single
-                channels, and else at once. Only the last looks at layers that are no targets.
+                full fine-tuning. Default: projected with a budget in bytes, where the strategy goes by single
+                channels or where weights are quantized, and else at once. Only the last looks at layers that are no
+                targets.
             **kwargs: `num_steps` (10), `compute_loss` and `disable_tqdm` of [`measure_gradients`].
 
         Raises:
@@ -151,7 +152,9 @@ class CalibratedMixin:
         if sampler.strategy.scores == "velocity":
             return self._measure_velocities(dataloader, kwargs)
         if how is None:
-            how = "projected" if self.byte_budget is not None or sampler.strategy.scores == "gradient" else "at_once"
+            inside = self.byte_budget is not None or sampler.strategy.scores == "gradient"
+            quantized = any(keeps_beside(layer) for layer, *_ in self._layers.values())  # has no gradient of a whole
+            how = "projected" if inside or quantized else "at_once"
         if how not in MEASURES:
             raise ValueError(f"how={how!r} is not allowed; it must be one of {', '.join(map(repr, MEASURES))}")
         if how == "at_once":
@@ -337,8 +340,8 @@ class CalibratedMixin:
         """Parameters with room for every draw of `budget` units from `pool`, with no channel active."""
         groups: dict[tuple, list[str]] = {}
         for row in pool:
-            weight = self._layers[row.name][0].weight
-            groups.setdefault((weight.dtype, weight.device), []).append(row.name)
+            layer = self._layers[row.name][0]
+            groups.setdefault((weight_dtype(layer), layer.weight.device), []).append(row.name)
         return ActiveChannels(
             {row.name: self._layers[row.name] for row in pool},
             list(groups.values()),

@@ -6,10 +6,14 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
+from transformers.utils import logging
 
-from .layers import SparseLayer, make_plain, make_sparse, why_unsupported
+from .layers import SparseLayer, kept_bytes, make_plain, make_sparse, sparse_type, why_unsupported
 from .lean import LeanEpilogue, join_epilogues, make_model_lean, make_model_plain
 from .targets import outside
+
+
+logger = logging.get_logger(__name__)
 
 
 class Conversion:
@@ -32,10 +36,11 @@ class Conversion:
         self.epilogues: dict[str, LeanEpilogue] = {}
         for module in targets:
             make_sparse(module)
-        if lean_backward != "off":
-            for _, module in outside(model, heads):
-                if isinstance(module, nn.Conv2d) and why_unsupported(module) is None:
-                    make_sparse(module)  # autograd's own keeps all of its input even when the weight is frozen
+        for _, module in outside(model, heads):
+            kind = sparse_type(module)
+            is_wanted = kind is not None and (kind.beside or (kind.keeps_input and lean_backward != "off"))
+            if is_wanted and why_unsupported(module) is None:
+                make_sparse(module)
         make_model_lean(model, [module for _, module in outside(model, heads)], lean_backward)
 
     def norms(self) -> list[_NormBase]:
@@ -81,8 +86,31 @@ class Conversion:
                     "lean_backward='off'"
                 )
 
-    def undo(self) -> None:
-        """Give every module its own type back."""
+    def undo(self, dequantize: bool = False) -> None:
+        """Give every module its own type back; what is kept beside quantized weights goes into them.
+
+        Args:
+            dequantize: Turn layers with quantized weights into plain ones instead, which lose nothing.
+        """
         make_model_plain(self.model)
+        if dequantize:
+            self._dequantize()
+        elif kept_bytes(self.model):
+            logger.warning(
+                "Trained channels are rounded to the precision of the quantized weights they are merged into, which "
+                "can undo much of the training; merge_and_unload(dequantize=True) keeps them as they are."
+            )
         for module in self.model.modules():
+            if isinstance(module, SparseLayer) and module.beside and module.kept is not None:
+                module.merge_kept()
             make_plain(module)
+
+    def _dequantize(self) -> None:
+        plain: dict[nn.Module, nn.Module] = {}
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, SparseLayer) and module.beside:
+                if module not in plain:
+                    plain[module] = module.dequantized(getattr(self.model, "dtype", None))
+                self.model.set_submodule(name, plain[module])
+        if getattr(self.model, "hf_quantizer", None) is not None:
+            self.model.hf_quantizer.remove_quantization_config(self.model)

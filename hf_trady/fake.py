@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeCopyMode,
     FakeTensorMode,
+    is_fake,
 )
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
@@ -54,7 +55,7 @@ def running(mode: FakeTensorMode) -> Iterator[None]:
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy of `model` whose tensors are fake; those on the meta device become fake ones on the CPU."""
     with FakeCopyMode(mode):
-        fake = copy.deepcopy(model)
+        fake = copy.deepcopy(model, _own_copies(model, mode))
     moved: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
     for module in fake.modules():
         for tensors in (module._parameters, module._buffers):
@@ -64,6 +65,20 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
                         moved[id(tensor)] = _on_cpu(tensor, mode)
                     tensors[name] = moved[id(tensor)]
     return fake
+
+
+def _own_copies(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
+    """Fake copies, by identity, of Parameters that copy themselves in a way of their own and would allocate memory:
+    bitsandbytes' quantized weights. Plain Parameters with the same attributes, by which its layers go."""
+    copies: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter).__deepcopy__ is not nn.Parameter.__deepcopy__ and not is_fake(parameter):
+            data = parameter.detach().as_subclass(Tensor)
+            copies[id(parameter)] = nn.Parameter(mode.from_tensor(data), requires_grad=parameter.requires_grad)
+    for parameter in model.parameters():
+        if id(parameter) in copies:
+            vars(copies[id(parameter)]).update(copy.deepcopy(vars(parameter), copies))
+    return copies
 
 
 def fake_inputs(inputs: Any, mode: FakeTensorMode) -> tuple[tuple, dict]:

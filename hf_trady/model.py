@@ -12,7 +12,19 @@ from torch.utils.hooks import RemovableHandle
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, SparseLayer, channel_shape, is_fully_sharded, num_channels, reshard
+from .layers import (
+    ActiveChannels,
+    SparseLayer,
+    bytes_beside,
+    channel_shape,
+    is_fully_sharded,
+    keeps_beside,
+    kept_bytes,
+    num_channels,
+    num_elements,
+    reshard,
+    weight_dtype,
+)
 from .proxy import ModuleProxy
 from .rankings import shipped_ranking
 from .recalibration import recalibrate
@@ -28,7 +40,14 @@ from .saving import (
     touch_changed,
 )
 from .selection import LayerRanking, SparsityReport
-from .targets import find_biases, find_heads, find_layers, select_targets
+from .targets import (
+    find_biases,
+    find_heads,
+    find_layers,
+    refuse_output_channels,
+    refuse_quantization,
+    select_targets,
+)
 
 
 class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
@@ -69,6 +88,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
         self.trady_config = config
+        refuse_quantization(base_model)
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
@@ -77,6 +97,8 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
             layer_ranking = self._find_ranking(base_model, config.layer_ranking)
         bias_units = sum(bias.numel() for bias in self._biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
+        if self._sampler.strategy.by_output:
+            refuse_output_channels(config.strategy, self._sparse_modules())
         if example_inputs is not None:
             costs = self._cost_table(base_model, example_inputs)
             self._sampler.costs, self._sampler.scores = costs, self._first_scores(costs)
@@ -151,14 +173,25 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
 
     def report(self) -> SparsityReport:
         """Sparsity and budget use of the current draw."""
-        sizes = {name: modules[0].weight.element_size() for name, modules in self._layers.items()}
+        sizes = {name: weight_dtype(modules[0]).itemsize for name, modules in self._layers.items()}
         return self._sampler.report(self.active_channels(), self.epoch, sizes)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Number of elements that train (head, biases, active channels) and of all elements of the base model."""
         whole = sum(parameter.numel() for parameter in self._whole_parameters().values())
         channels = sum(self.costs[n].weight_per_channel * len(i) for n, i in self.active_channels().items())
-        return whole + channels, sum(parameter.numel() for parameter in self.base_model.parameters())
+        return whole + channels, num_elements(self.base_model)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that channels which have trained take beside quantized weights by now."""
+        return kept_bytes(self.base_model)
+
+    @property
+    def most_kept_bytes(self) -> int:
+        """Bytes that they take once every channel of the targets has trained; 0 if no target is quantized."""
+        layers = (self._layers[name][0] for name in self._targets)
+        return sum(bytes_beside(layer, num_channels(layer)) for layer in layers if keeps_beside(layer))
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's format."""
@@ -249,8 +282,13 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         if self.active is not None:
             self.active.load()
 
-    def merge_and_unload(self) -> nn.Module:
+    def merge_and_unload(self, dequantize: bool = False) -> nn.Module:
         """Turn the base model back into an ordinary one that holds what was trained, and return it.
+
+        Args:
+            dequantize: Of a model with quantized weights: make plain layers of those, in the model's own dtype, which
+                hold what was trained as it is. By default they are quantized anew, as PEFT does it: the model stays
+                as small as it was, but what was trained is rounded.
 
         Raises:
             ValueError: If it is sharded over processes; nothing is changed then.
@@ -261,7 +299,7 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
                 "process and load that into a plain base model: TraDyModel.from_pretrained(path, base_model)"
             )
         self._write_back()
-        self._conversion.undo()
+        self._conversion.undo(dequantize)
         for hook in self._hooks:
             hook.remove()
         self.forward = self._own_forward  # a Trainer may have exchanged it

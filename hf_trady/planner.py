@@ -273,6 +273,12 @@ def _trials(
     if not isinstance(model, TraDyModel):
         trady._conversion.join(example_inputs, mode)
     notes = tuple(sampler.draw_blindly())
+    if trady.most_kept_bytes:
+        draws, most = setup.num_draws if setup is not None else 1, _mib(trady.most_kept_bytes)
+        notes += (
+            "Channels that have trained stay beside the quantized weights in full precision: planned for those of "
+            f"{draws:,} draws; {most} MiB once all have trained.",
+        )
     sampler.check()
     return DrawTrials(trady, example_inputs, setup, mode=mode), notes
 

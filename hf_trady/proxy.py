@@ -51,6 +51,7 @@ class ModuleProxy(nn.Module):
 
     base_model: nn.Module
     forward = _BaseForward()
+    is_quantized = False  # a Trainer would refuse the base model, of which nothing else could train
 
     def __call__(self, *args, **kwargs):
         _calls.model = self

@@ -4,12 +4,39 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .layers import SPARSE_LAYERS, why_unsupported
+from .layers import SPARSE_LAYERS, keeps_beside, why_unsupported
 from .matching import matches
 
 
 # What transformers calls the heads of its classification and question-answering models.
 HEAD_NAMES = ("classifier", "score", "qa_outputs")
+
+
+def refuse_quantization(model: nn.Module) -> None:
+    """Refuse a transformers model that is quantized in a way in which no channel of it could train.
+
+    Raises:
+        ValueError: Names the way.
+    """
+    method = getattr(model, "quantization_method", None)
+    method = getattr(method, "value", method)
+    if method is not None and not str(method).startswith("bitsandbytes"):
+        raise ValueError(
+            f"the base model is quantized by '{method}', of which no channel can train; load it by "
+            "BitsAndBytesConfig (in 4 or 8 bits), or not quantized"
+        )
+
+
+def refuse_output_channels(strategy: str, targets: list[nn.Module]) -> None:
+    """Refuse `strategy`, which trains output channels, if the weight of a target is quantized.
+
+    Raises:
+        ValueError: Names the strategy.
+    """
+    if any(keeps_beside(layer) for layer in targets):
+        raise ValueError(
+            f"strategy='{strategy}' trains output channels, which quantized weights don't allow; choose another"
+        )
 
 
 def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]:
@@ -21,7 +48,7 @@ def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]
             that transformers would call a head. A causal language model then has none.
 
     Raises:
-        ValueError: If a suffix matches nothing.
+        ValueError: If a suffix matches nothing, or a head is quantized.
     """
     names = [name for name, _ in model.named_modules() if name]
     if modules_to_save is None:
@@ -30,6 +57,13 @@ def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]
     else:
         _refuse_idle("modules_to_save", modules_to_save, names, model)
         heads = [name for name in names if matches(name, modules_to_save)]
+    for head in heads:
+        for name, parameter in model.get_submodule(head).named_parameters():
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"'{head}' can't train whole: its '{name}' is quantized; load the model with it in "
+                    "llm_int8_skip_modules, or leave it out of modules_to_save"
+                )
     return [name for name in heads if not _is_inside(name, set(heads) - {name})]
 
 

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from .fake import fake_copy, fake_inputs, fake_mode
+from .layers import bytes_beside, keeps_beside
 from .memory import FittedBudget, StepMemory, StepSetup, run_step
 from .selection import CostTable
 from .selection.costing import find_samples
@@ -117,4 +118,14 @@ class DrawTrials:
 
     def _run(self, selection: dict[str, Tensor]) -> StepMemory:
         self.model.active.assign(selection)
-        return run_step(self.model, self.inputs, self.mode, self.setup, self.model.base_model)
+        beside = self._beside(selection)
+        return run_step(self.model, self.inputs, self.mode, self.setup, self.model.base_model, beside)
+
+    def _beside(self, selection: dict[str, Tensor]) -> int:
+        """Most bytes that channels take beside quantized weights once all draws, as heavy as `selection`, are over."""
+        layers = {name: self.model.active.layers[name][0] for name in selection}
+        layers = {name: layer for name, layer in layers.items() if keeps_beside(layer)}
+        number = self.setup.num_draws if self.model._sampler.strategy.dynamic else 1
+        drawn = sum(bytes_beside(layer, len(selection[name])) for name, layer in layers.items())
+        most = self.model.most_kept_bytes
+        return min(self.model.kept_bytes + number * drawn, most)

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BitsAndBytesConfig,
     PreTrainedModel,
     TimmWrapperForImageClassification,
 )
@@ -91,6 +92,10 @@ def _transformers_model(name: str, task: str | None, directory: Path, kwargs: di
         return model
     if task not in AUTO_CLASSES:
         raise ValueError(f"its task_type is {task!r}; known are {', '.join(AUTO_CLASSES)}")
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not hasattr(AutoConfig.from_pretrained(name, **kwargs), "quantization_config"):
+        del config.quantization_config  # says that the weights are quantized already, which these are not
+        kwargs = kwargs | {"quantization_config": BitsAndBytesConfig.from_dict(quantization)}
     return AUTO_CLASSES[task][0].from_pretrained(name, config=config, ignore_mismatched_sizes=True, **kwargs)
 
 

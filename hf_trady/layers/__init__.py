@@ -1,6 +1,19 @@
 from .active import ActiveChannels, mark
-from .base import SparseLayer
-from .channels import by_channel, channel_shape, num_channels, read_channels, trains_outputs, write_channels
+from .base import KEPT_INDEX, SparseLayer
+from .channels import (
+    by_channel,
+    bytes_beside,
+    channel_shape,
+    keeps_beside,
+    kept_bytes,
+    num_channels,
+    num_elements,
+    read_channels,
+    trains_outputs,
+    weight_dtype,
+    weight_shape,
+    write_channels,
+)
 from .conv import SparseConv2d, SparseConv2dSame
 from .linear import SparseConv1D, SparseLinear
 from .registry import SPARSE_LAYERS, make_plain, make_sparse, register_sparse_layer, sparse_type, why_unsupported
@@ -9,6 +22,7 @@ from .shared import SharedSlice
 
 
 __all__ = [
+    "KEPT_INDEX",
     "SPARSE_LAYERS",
     "ActiveChannels",
     "SharedSlice",
@@ -18,20 +32,26 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "by_channel",
+    "bytes_beside",
     "channel_shape",
     "is_fully_sharded",
     "is_sharded",
+    "keeps_beside",
+    "kept_bytes",
     "make_plain",
     "make_sparse",
     "mark",
     "num_channels",
     "put",
+    "num_elements",
     "read_channels",
     "register_sparse_layer",
     "reshard",
     "sparse_type",
     "trains_outputs",
     "whole",
+    "weight_dtype",
+    "weight_shape",
     "why_unsupported",
     "write_channels",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import SparseLayer
-from .channels import channel_shape, num_channels, read_channels, write_channels
+from .channels import channel_shape, num_channels, read_channels, weight_dtype, write_channels
 from .sharded import is_sharded, put, whole
 from .shared import SharedSlice
 
@@ -48,9 +48,10 @@ class ActiveChannels(nn.Module):
         self.layers = dict(layers)
         self.groups = [list(names) for names in groups]
         self.shared_inputs = [list(names) for names in shared_inputs]
-        weights = [layers[names[0]][0].weight for names in groups]
+        firsts = [layers[names[0]][0] for names in groups]
         self.flat = nn.ParameterList(
-            nn.Parameter(weight.new_zeros(length)) for weight, length in zip(weights, capacities, strict=True)
+            nn.Parameter(first.weight.new_zeros(length, dtype=weight_dtype(first)))
+            for first, length in zip(firsts, capacities, strict=True)
         )
         self.selection: dict[str, Tensor] = {}
         self.touched = touched

@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from .probe import Probe, ProbedCall
 
 
+KEPT_INDEX, KEPT_VALUES = "kept_channels.index", "kept_channels.values"
+"""Where the state dict of a layer that is `beside` holds what trained, behind the layer's name."""
+
+
 class SparseLayer(StandIn):
     """Mixin for a subclass of a torch layer whose backward keeps and computes only some input channels.
 
     A layer is turned sparse by assigning its `__class__` (see `registry.py`), so its Parameters, state-dict keys,
-    hooks and identity stay what they were. `num_channels`, `num_outputs`, `channel_view` and `unsupported` use only
-    the attributes of the plain layer, so they may be called on one: `SparseLinear.num_channels(linear)`.
+    hooks and identity stay what they were. The public methods but `forward` and `write` use only the attributes of the
+    plain layer, so they may be called on one: `SparseLinear.num_channels(linear)`.
 
     Attributes:
         leading_dims: How many leading dimensions of `channel_view(weight)`, 1 or 2, enumerate input channels.
+        keeps_input: Whether the plain layer's backward keeps all of its input even when the weight is frozen.
+        beside: Whether the weight stays as it is (it is quantized), and what trains is kept beside it.
         shares_input: Whether layers of this kind that are given the same input keep one slice of it between them.
         active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
         active_view: Values of these channels, `[n, *channel_shape]`: a view of the Parameter that collects their
@@ -36,6 +42,8 @@ class SparseLayer(StandIn):
     own_attributes = ("active_index", "active_view", "shared_slice", "epilogue", "probe", "by_output")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
+    keeps_input: ClassVar[bool] = False
+    beside: ClassVar[bool] = False
     shares_input: ClassVar[bool] = False
     active_index: Tensor | None = None
     active_view: Tensor | None = None
@@ -62,6 +70,29 @@ class SparseLayer(StandIn):
 
     def unsupported(self) -> str | None:
         """Why this very layer can't be trained by channel, or None when it can."""
+        return None
+
+    def weight_shape(self) -> torch.Size:
+        """Shape of the weight that the layer computes with."""
+        return self.weight.shape
+
+    def weight_dtype(self) -> torch.dtype:
+        """Type of the values of a channel."""
+        return self.weight.dtype
+
+    def dense_weight(self) -> Tensor:
+        """The weight that the layer computes with, without a graph: the layer's own memory unless it is `beside`."""
+        # By `.data`: writing the values that are already there, between a forward and its backward, must not make
+        # autograd believe that the weight has changed.
+        return self.weight.data
+
+    def write(self, index: Tensor, values: Tensor) -> None:
+        """Set the channels `index` (int64 `[n]`) to `values`, `[n, *channel_shape]`; only of a layer that is `beside`,
+        as all others are written to through `dense_weight`."""
+        raise NotImplementedError
+
+    def witness(self, channel: int) -> tuple[str, Tensor] | None:
+        """What the frozen weight is told by, where that is not the values of `channel`: its format, and some of it."""
         return None
 
     def _ready_epilogue(self) -> Epilogue | None:

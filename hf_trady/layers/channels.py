@@ -6,8 +6,11 @@ Channels are the input channels (features), or those of the output where the lay
 import torch
 from torch import Tensor, nn
 
-from .registry import sparse_type
+from .registry import sparse_type, why_unsupported
 from .sharded import is_sharded, read_elements, write_elements
+
+
+INDEX_BYTES = torch.int64.itemsize
 
 
 def num_channels(layer: nn.Module) -> int:
@@ -27,8 +30,23 @@ def by_channel(layer: nn.Module, tensor: Tensor) -> tuple[Tensor, int]:
 
 def channel_shape(layer: nn.Module) -> torch.Size:
     """Shape of one channel's slice of the weight."""
-    view, leading = by_channel(layer, _outline(layer) if is_sharded(layer.weight) else layer.weight.data)
+    view, leading = by_channel(layer, torch.empty(()).expand(weight_shape(layer)))
     return view.shape[leading:]
+
+
+def weight_shape(layer: nn.Module) -> torch.Size:
+    """Shape of the weight that `layer` computes with."""
+    return sparse_type(layer).weight_shape(layer)
+
+
+def weight_dtype(layer: nn.Module) -> torch.dtype:
+    """Type of the values of a channel of `layer`."""
+    return sparse_type(layer).weight_dtype(layer)
+
+
+def keeps_beside(layer: nn.Module) -> bool:
+    """Whether the weight of `layer` stays as it is, and channels that train are kept beside it."""
+    return sparse_type(layer).beside
 
 
 def read_channels(layer: nn.Module, index: Tensor) -> Tensor:
@@ -47,8 +65,29 @@ def write_channels(layer: nn.Module, index: Tensor, values: Tensor) -> None:
     if is_sharded(layer.weight):
         write_elements(layer.weight, _addresses(layer, index), values)
         return
+    if keeps_beside(layer):
+        layer.write(index, values)
+        return
     view, place = _locate(layer, index)
     view[place] = values.to(view.dtype)
+
+
+def bytes_beside(layer: nn.Module, number: int) -> int:
+    """Bytes that `number` channels take beside the weight of `layer` once they have trained."""
+    return number * (channel_shape(layer).numel() * weight_dtype(layer).itemsize + INDEX_BYTES)
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes that channels which have trained take beside the weights in `model`."""
+    kept = (getattr(module, "kept", None) for module in model.modules())
+    return sum(channels.nbytes for channels in kept if channels is not None)
+
+
+def num_elements(model: nn.Module) -> int:
+    """Elements of all Parameters of `model`; of a quantized weight, those that it stands for."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    quantized = {id(m.weight): m for m in model.modules() if why_unsupported(m) is None and keeps_beside(m)}
+    return count + sum(weight_shape(layer).numel() - layer.weight.numel() for layer in quantized.values())
 
 
 def trains_outputs(layer: nn.Module) -> bool:
@@ -73,9 +112,7 @@ def _addresses(layer: nn.Module, index: Tensor) -> Tensor:
 
 
 def _locate(layer: nn.Module, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    # By `.data`: writing the values that are already there, between a forward and its backward, must not make autograd
-    # believe that the weight has changed.
-    view, leading = by_channel(layer, layer.weight.data)
+    view, leading = by_channel(layer, sparse_type(layer).dense_weight(layer))
     index = index.to(view.device)
     if leading == 1:
         return view, (index,)

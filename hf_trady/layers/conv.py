@@ -100,6 +100,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     """`nn.Conv2d` that trains some of its input channels."""
 
     leading_dims = 2  # group, channel within the group
+    keeps_input = True
 
     def num_channels(self) -> int:
         return self.in_channels

@@ -1,15 +1,18 @@
 """Sparse backward for fully connected layers."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from ..views import standalone
 from .base import SparseLayer
-from .epilogue import parts_of
+from .epilogue import Epilogue, parts_of
 from .registry import register_sparse_layer
 
 
@@ -22,15 +25,18 @@ class _LinearFunction(torch.autograd.Function):
 
     Shapes: x `[..., C]`, weight `[C', C]`, bias `[C']`, active `[n, C']`, x_active `[..., n]`. Where `outputs`, `[n]`,
     tells output channels, these are the active ones: active is `[n, C]` and x_active all of x. All but x and weight
-    may be None.
+    may be None. Instead of a tensor, weight may be what makes it, as a dtype, whenever it is needed.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, active, x_active, outputs, gate, probed):
-        output = standalone(F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)))
+        ctx.make_weight = None if isinstance(weight, Tensor) else weight
+        dense = weight.to(x.dtype) if ctx.make_weight is None else weight(x.dtype)
+        output = standalone(F.linear(x, dense, None if bias is None else bias.to(x.dtype)))
+        del dense
         codes = None if gate is None else gate.apply_(output.view(-1, output.shape[-1]), True)
         ctx.gate, ctx.x_shape, ctx.probed = gate, x.shape, probed
-        ctx.save_for_backward(x_active, weight, outputs, codes)
+        ctx.save_for_backward(x_active, weight if ctx.make_weight is None else None, outputs, codes)
         return output
 
     @staticmethod
@@ -46,7 +52,8 @@ class _LinearFunction(torch.autograd.Function):
         if needs_active:
             shape = (x_active.shape[-1], flat.shape[-1]) if outputs is None else (len(outputs), x_active.shape[-1])
             grad_active = flat.new_zeros(shape)
-        weight = weight.to(flat.dtype)
+        if needs_x:
+            weight = weight.to(flat.dtype) if ctx.make_weight is None else ctx.make_weight(flat.dtype)
         for part in parts_of(flat, codes, CHUNK_BYTES):
             grad = flat[part]
             if codes is not None:
@@ -65,7 +72,9 @@ class _LinearFunction(torch.autograd.Function):
         return grad_x if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, grad_active, *[None] * 4
 
 
-class _SparseFullyConnected(SparseLayer):
+class SparseFullyConnected(SparseLayer):
+    """What fully connected layers have in common, however they hold their weight."""
+
     leading_dims = 1
     shares_input = True
 
@@ -77,6 +86,10 @@ class _SparseFullyConnected(SparseLayer):
         epilogue = self._ready_epilogue() if x.requires_grad or self.active_view is not None else None
         if self.active_view is None and epilogue is None:
             return super().forward(x)
+        return self._sparse_forward(x, epilogue)
+
+    def _sparse_forward(self, x: Tensor, epilogue: Epilogue | None) -> Tensor:
+        """A forward of which backward keeps only the active channels of `x`."""
         x_cast, active = self._cast(x, self.active_view)
         x_active = outputs = None
         if active is not None and self.by_output:
@@ -85,19 +98,19 @@ class _SparseFullyConnected(SparseLayer):
             x_active = self._keep(x, -1, x_cast.dtype)
         gate = None if epilogue is None else epilogue.gate
         output = _LinearFunction.apply(
-            x_cast, self._as_linear(self.weight), self.bias, active, x_active, outputs, gate, self._probed_call()
+            x_cast, self._linear_weight(), self.bias, active, x_active, outputs, gate, self._probed_call()
         )
         if epilogue is not None:
             epilogue.hand_over(output)
         return output
 
-    def _as_linear(self, weight: Tensor) -> Tensor:
-        """`weight` as a view of shape `[C', C]`."""
-        return weight
+    def _linear_weight(self) -> Tensor | Callable[[torch.dtype], Tensor]:
+        """The weight as a view of shape `[C', C]`, or what makes it of a dtype."""
+        return self.weight
 
 
 @register_sparse_layer(nn.Linear)
-class SparseLinear(_SparseFullyConnected, nn.Linear):
+class SparseLinear(SparseFullyConnected, nn.Linear):
     """`nn.Linear` that trains some of its input features."""
 
     def num_channels(self) -> int:
@@ -109,6 +122,11 @@ class SparseLinear(_SparseFullyConnected, nn.Linear):
     def channel_view(self, tensor: Tensor) -> Tensor:
         return tensor.t()
 
+    def unsupported(self) -> str | None:
+        if is_traceable_wrapper_subclass(self.weight.data):
+            return f"its weight is a {type(self.weight.data).__name__} (quantized or distributed), not a plain tensor"
+        return None
+
 
 @register_sparse_layer(FalconLinear)
 class SparseFalconLinear(SparseLinear, FalconLinear):
@@ -116,7 +134,7 @@ class SparseFalconLinear(SparseLinear, FalconLinear):
 
 
 @register_sparse_layer(Conv1D)
-class SparseConv1D(_SparseFullyConnected, Conv1D):
+class SparseConv1D(SparseFullyConnected, Conv1D):
     """transformers' `Conv1D` (GPT-2's linear layer, weight `[in, out]`) that trains some of its input features."""
 
     def num_channels(self) -> int:
@@ -128,8 +146,8 @@ class SparseConv1D(_SparseFullyConnected, Conv1D):
     def channel_view(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def _as_linear(self, weight: Tensor) -> Tensor:
-        return weight.t()
+    def _linear_weight(self) -> Tensor:
+        return self.weight.t()
 
     def output_view(self, tensor: Tensor) -> Tensor:
         return tensor.t()

@@ -1,5 +1,7 @@
 """From a layer's type to the sparse-backward type that stands in for it."""
 
+from importlib import import_module
+
 from torch import nn
 
 from ..standin import swap_in, swap_out
@@ -7,6 +9,9 @@ from .base import SparseLayer
 
 
 SPARSE_LAYERS: dict[type[nn.Module], type[SparseLayer]] = {}
+
+# By package that need not be installed: what registers stand-ins for its layers, once such a layer turns up.
+_ON_DEMAND = {"bitsandbytes": ".quantized"}
 
 
 def register_sparse_layer(plain: type[nn.Module]):
@@ -28,6 +33,9 @@ def sparse_type(module: nn.Module) -> type[SparseLayer] | None:
     if isinstance(module, SparseLayer):
         return type(module)
     for base in type(module).__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in _ON_DEMAND:
+            import_module(_ON_DEMAND.pop(package), __package__)
         if base in SPARSE_LAYERS:
             return SPARSE_LAYERS[base] if type(module).forward is base.forward else None
     return None

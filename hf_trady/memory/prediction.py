@@ -36,6 +36,7 @@ class StepSetup:
         autocast_dtype: Run the forward under autocast to this dtype.
         accumulates: Gradients of earlier micro-batches are there when the forward starts.
         reserve: Share of a budget in bytes to leave for what no prediction sees: workspaces, what libraries take once.
+        num_draws: Draws of the run, where channels that trained stay beside quantized weights: room for all of them.
     """
 
     optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW
@@ -44,6 +45,7 @@ class StepSetup:
     autocast_dtype: torch.dtype | None = None
     accumulates: bool = False
     reserve: float = 0.0
+    num_draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def run_step(
     mode: FakeTensorMode,
     setup: StepSetup,
     own: nn.Module | None = None,
+    beside: int = 0,
 ) -> StepMemory:
     """Like `predict_step`, for a model and inputs that are fake already, and left without gradients.
 
@@ -119,6 +122,7 @@ def run_step(
         mode: The fake mode.
         setup: Optimizer, loss, precision.
         own: The part of `model` whose Parameters and buffers are the model's own weights (default: all of it).
+        beside: Bytes of trained channels that `model` keeps besides its Parameters and buffers.
 
     Raises:
         ValueError: If the model can't run on fake tensors, as its control flow depends on values, or nothing trains.
@@ -129,7 +133,7 @@ def run_step(
         raise ValueError("can't predict a training step: no parameter requires a gradient")
     try:
         with running(mode), unpacked_sequences():
-            return _Step(model, inputs, setup, own, trained).run()
+            return _Step(model, inputs, setup, own, trained).run(beside)
     except NeedsValues as error:
         raise ValueError(
             f"can't predict the memory of {type(own).__name__}: {error}; give "
@@ -165,7 +169,7 @@ class _Step:
         self.savers: dict[int, str] = {}  # id of a Storage -> name of the module that saved it first
         self.log = StorageLog(lambda: self.stack[-1])
 
-    def run(self) -> StepMemory:
+    def run(self, beside: int) -> StepMemory:
         optimizer = self._warm_optimizer()
         log, ends = self.log, {}
         args, kwargs = self.inputs
@@ -181,6 +185,9 @@ class _Step:
         for kind, tensors in groups.items():
             for storage in log.add(tensors):
                 kinds.setdefault(id(storage), kind)
+        kept_beside = Storage(beside, 1, log.time)
+        log.storages.append(kept_beside)
+        kinds[id(kept_beside)] = "channels"
         with log:
             loss = self._forward(args, kwargs)
             ends["forward"] = log.time

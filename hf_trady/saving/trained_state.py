@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from ..layers import (
+    KEPT_INDEX,
     by_channel,
     channel_shape,
+    keeps_beside,
     mark,
     num_channels,
     put,
@@ -23,7 +25,11 @@ from .weights_file import TrainedState, checksum
 
 def buffer_checksums(model: nn.Module) -> dict[str, int]:
     """Checksum of every buffer that a state dict of `model` holds; none of a fake one, which has no values."""
-    saved = model.state_dict().keys()
+    saved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in module._buffers.keys() - module._non_persistent_buffers_set
+    }
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
     return {name: checksum(buffer) for name, buffer in buffers if not is_fake(buffer)}
 
@@ -53,7 +59,8 @@ def collect_state(
         mask = touched.get(name, torch.zeros(num_channels(layer), dtype=torch.bool))
         index, frozen = mask.nonzero().flatten(), (~mask).nonzero().flatten()
         values = read_channels(layer, index)
-        if index.nbytes + values.nbytes >= layer.weight.nbytes or (trains_outputs(layer) and len(index)):
+        saves_whole = index.nbytes + values.nbytes >= layer.weight.nbytes or (trains_outputs(layer) and len(index))
+        if saves_whole and not keeps_beside(layer):
             state.tensors[f"{name}.weight"] = whole(tensors[f"{name}.weight"])
         elif len(index):
             state.channels[name] = (index, values)
@@ -66,7 +73,9 @@ def touch_changed(layers: Mapping[str, Sequence[nn.Module]], touched: dict[str, 
     """Mark the channels in which `state_dict` differs from the weights that it is about to replace."""
     for name, (layer, *_) in layers.items():
         new = state_dict.get(f"{name}.weight")
-        if new is not None and new.shape == layer.weight.shape:
+        if keeps_beside(layer):
+            _touch_kept(touched, name, layer, state_dict)
+        elif new is not None and new.shape == layer.weight.shape:
             differs, leading = by_channel(layer, new.to(layer.weight.device) != layer.weight)
             mark(touched, name, differs.flatten(leading).any(-1).flatten().cpu())
 
@@ -120,7 +129,8 @@ def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
         if layer is None or sparse_type(layer) is None or not 0 <= channel < num_channels(layer):
             raise _misfit(f"it has no channel {channel} in a layer '{name}'")
         # A base model that is loaded in another precision can't be told from a wrong one.
-        if dtype == str(layer.weight.dtype) and _witness(layer, channel)[-1] != expected:
+        _, own_dtype, own = _witness(layer, channel)
+        if dtype == own_dtype and own != expected:
             raise _misfit(f"the frozen weights of '{name}' are not those that training started from")
 
 
@@ -135,8 +145,19 @@ def restore_state(model: nn.Module, state: TrainedState) -> None:
 
 
 def _witness(layer: nn.Module, channel: int) -> list:
-    """Tells whether another layer has the same weight in `channel`: `[channel, dtype, checksum]`."""
-    return [channel, str(layer.weight.dtype), checksum(read_channels(layer, torch.tensor([channel])))]
+    """Tells whether another layer has the same weight in `channel`: `[channel, dtype or format, checksum]`."""
+    found = sparse_type(layer).witness(layer, channel)
+    form, values = found or (str(layer.weight.dtype), read_channels(layer, torch.tensor([channel])))
+    return [channel, form, checksum(values)]
+
+
+def _touch_kept(touched: dict[str, Tensor], name: str, layer: nn.Module, state_dict: Mapping) -> None:
+    """Mark the channels that `state_dict` keeps beside the quantized weight of `layer`."""
+    index = state_dict.get(f"{name}.{KEPT_INDEX}")
+    if index is not None:
+        mask = torch.zeros(num_channels(layer), dtype=torch.bool)
+        mask[index] = True
+        mark(touched, name, mask)
 
 
 def _misfit(what: str) -> ValueError:

@@ -147,7 +147,7 @@ def _shared_inputs(calls: list[_Calls]) -> dict[str, str]:
 def _layer_cost(calls: _Calls, batch_size: int, shares_input_with: str | None) -> LayerCost:
     kind = sparse_type(calls.module)
     channels = kind.num_channels(calls.module)
-    weight = calls.module.weight.numel() // channels
+    weight = kind.weight_shape(calls.module).numel() // channels
     positions_out = sum(calls.outputs) // kind.num_outputs(calls.module)
     return LayerCost(
         name=calls.name,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..layers import keeps_beside
 from .cost import CostTable
 from .costing import cost_table
 from .importance import IMPORTANCE, channel_norms
@@ -118,7 +119,7 @@ def measure_gradients(
         disable_tqdm: Show no progress bar.
 
     Raises:
-        ValueError: If the dataloader is empty, or the loss or a gradient is not finite.
+        ValueError: If the dataloader is empty, a weight is quantized, or the loss or a gradient is not finite.
     """
     compute_loss = compute_loss or default_loss
     batches = batches_of(dataloader)
@@ -127,6 +128,12 @@ def measure_gradients(
         inputs = first[0] if isinstance(first, tuple | list) else first
         costs = cost_table(model, inputs, exclude_modules)
     layers = {row.name: model.get_submodule(row.name) for row in costs}
+    frozen = [name for name, layer in layers.items() if keeps_beside(layer)]
+    if frozen:
+        raise ValueError(
+            f"can't measure whole gradients: the weight of '{frozen[0]}' is quantized; TraDyModel.measure(dataloader) "
+            "measures them by channel"
+        )
     record = GradientRecord(costs)
     indices: list[tuple[float, int]] = []  # tail index and elements of each gradient of a step
 

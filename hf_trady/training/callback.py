@@ -223,7 +223,7 @@ class TraDyCallback(TrainerCallback):
         optimizer = self.trainer.optimizer
         states = optimizer.state.values() if optimizer is not None else ()
         own = [*self._model.active.flat, *(value for state in states for value in state.values())]
-        already = sum(tensor.nbytes for tensor in own if isinstance(tensor, torch.Tensor))
+        already = sum(tensor.nbytes for tensor in own if isinstance(tensor, torch.Tensor)) + self._model.kept_bytes
         self._tracker = PeakTracker(self.trainer.args.device, already, self._model.byte_budget is not None)
         self._stepped = False
 

@@ -1,8 +1,10 @@
 """The Trainer that fine-tunes a TraDyModel."""
 
 import itertools
+import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,7 +177,16 @@ class TraDyTrainer(CheckpointingTrainer):
         cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         accumulates = self.args.gradient_accumulation_steps > 1
         reserve = CPU_RESERVE if self.args.device.type == "cpu" else 0.0
-        return StepSetup(cls, kwargs, autocast_dtype=dtype, accumulates=accumulates, reserve=reserve)
+        draws = self._num_draws() if self.model.most_kept_bytes else 1
+        return StepSetup(cls, kwargs, None, dtype, accumulates, reserve, draws)
+
+    def _num_draws(self) -> int:
+        """How many draws the run has; 1 for a stream of unknown length, which is one epoch."""
+        every = self.model.trady_config.resample_every
+        epochs, *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if every == "epoch":
+            return epochs if epochs < sys.maxsize else 1
+        return math.ceil(steps / every)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a transformers model as [`~transformers.Trainer`] computes it; of any other see the class."""
