@@ -20,8 +20,8 @@ INTRODUCTION = """\
 
 Of each family below the tests take a small model, wrap it, train it for a step, save it, load it into a fresh model
 and merge it. Outputs in evaluation are the plain model's, bit for bit, at every stage (of as many frozen weights:
-torch chooses by that how to multiply some matrices); the step's gradients are the slices of autograd's own; and exactly
-the active channels and the head move.
+torch chooses by that how to multiply some matrices); the step's gradients are the slices of autograd's own; and
+exactly the active channels and the head move.
 
 Written by `python -m tests.architectures` from the references named here, at the size that people fine-tune: an
 architecture of timm, or a model of transformers whose config is left at its defaults. Nothing is typed in. Their
