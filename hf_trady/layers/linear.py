@@ -130,7 +130,12 @@ class SparseLinear(SparseFullyConnected, nn.Linear):
 
 @register_sparse_layer(FalconLinear)
 class SparseFalconLinear(SparseLinear, FalconLinear):
-    """Falcon's linear layer, which rounds its bias by itself, that trains some of its input features."""
+    """Falcon's linear layer, without a bias, that trains some of its input features."""
+
+    def unsupported(self) -> str | None:
+        if self.bias is not None:
+            return "FalconLinear adds its bias by itself, under autocast in another precision than its product"
+        return None
 
 
 @register_sparse_layer(Conv1D)

@@ -19,18 +19,19 @@ INTRODUCTION = """\
 # Architectures
 
 Of each family below the tests take a small model, wrap it, train it for a step, save it, load it into a fresh model
-and merge it. Outputs in evaluation are the plain model's, bit for bit, at every stage; the step's gradients are the
-slices of autograd's own; and exactly the active channels and the head move. Other models of the same layers work as
-well.
+and merge it. Outputs in evaluation are the plain model's, bit for bit, at every stage (of as many frozen weights:
+torch chooses by that how to multiply some matrices); the step's gradients are the slices of autograd's own; and
+exactly the active channels and the head move.
 
 Written by `python -m tests.architectures` from the references named here, at the size that people fine-tune: an
 architecture of timm, or a model of transformers whose config is left at its defaults. Nothing is typed in. Their
 memory is predicted on fake tensors (see `plan`), for 8 images of {pixels} or 8 sequences of 128 tokens, in float32
-and without dropout. A dash: not predicted.
+and, in transformers, without dropout. A dash: not predicted, or not yet.
 
 - **Layers** that train by channel, of all weights with two dimensions or more outside the head.
 - **Weights**: how much of the model's parameters these layers and the head hold. The rest stays as it is.
-- **Kept**: what TraDy keeps for backward at a budget of 5 % of the units, as a share of what full fine-tuning keeps.
+- **Kept**: what TraDy keeps for backward at a budget of 5 % of the units, drawn from all layers, as a share of what
+  full fine-tuning keeps.
 - **Frozen** lists what holds the weights that can't train, from 1 % of the parameters on. The experts of a mixture
   that are one 3-D Parameter are such a holder, and so is a layer whose forward is not that of `nn.Linear` or
   `nn.Conv2d`.

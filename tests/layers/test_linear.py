@@ -18,6 +18,7 @@ from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
+from hf_trady.layers import why_unsupported
 from hf_trady.lean.gates import Gate
 
 
@@ -30,7 +31,7 @@ def conv1d(channels, outputs, bias):
 
 
 def falcon(channels, outputs, bias):
-    return FalconLinear(channels, outputs, bias=bias)
+    return FalconLinear(channels, outputs, bias=False)  # with one it can't be trained by channel
 
 
 @st.composite
@@ -182,3 +183,8 @@ def test_an_activation_behind_it_is_done_in_place_and_part_by_part(index, output
     torch.testing.assert_close(sparse.bias.grad, full.bias.grad)
     if index:
         torch.testing.assert_close(sparse.active_view.grad, gradient_slice(layer, full.weight.grad, index))
+
+
+def test_falcons_layer_with_a_bias_is_refused_by_name():
+    assert why_unsupported(FalconLinear(4, 3, bias=False)) is None
+    assert "FalconLinear adds its bias by itself" in why_unsupported(FalconLinear(4, 3, bias=True))
