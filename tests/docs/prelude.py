@@ -15,14 +15,14 @@ from ..tiny_files import save_bert, save_llama, write_book, write_digits, write_
 
 def write_files() -> None:
     """Photographs, reviews and a book in the current directory."""
-    write_digits(Path("photos"))
+    write_digits(Path("photos"), classes=2, samples=8)
     write_reviews(Path("reviews.csv"))
     write_book(Path("book.txt"))
 
 
 def fill_hub(hub: Hub, folder: Path) -> None:
     """Put a model on the Hub under each name that the documentation uses: tiny ones, and a real MobileNetV2."""
-    bert, llama = (_content(save(folder / name)) for name, save in (("bert", save_bert), ("llama", save_llama)))
+    bert, llama = _content(save_bert(folder / "bert", 1)), _content(save_llama(folder / "llama"))
     mobilenet = {"model.safetensors": safetensors_of(timm.create_model("mobilenetv2_100").state_dict())}
     models = {
         "sentence-transformers/all-MiniLM-L6-v2": bert,
