@@ -1,19 +1,20 @@
 """Supervised fine-tuning of a language model with TRL's SFTTrainer inside a number of bytes.
 
 TraDyCallback brings the redraws to any Trainer; all else is TRL as it comes. The model is a Hub id or a directory;
-the data a Hub dataset or a JSON file as SFTTrainer takes them (`messages`, `prompt` and `completion`, or `text`), by
-default the help texts of Python itself, as questions and answers.
+the data a Hub dataset or a JSON file with the columns `prompt` and `completion`, or `text`; by default the help texts
+of Python itself, as questions and answers.
 
     pip install trl
     python examples/trl_sft.py
-    python examples/trl_sft.py --dataset_name chats.jsonl --model_name_or_path SmolLM2/ --memory_budget 1GiB
+    python examples/trl_sft.py --dataset_name answers.jsonl --model_name_or_path SmolLM2/ --memory_budget 1GiB
 """
 
 import argparse
+from collections.abc import Iterator
 from pydoc_data.topics import topics
 
 from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from hf_trady import TraDyCallback, TraDyConfig, TraDyModel
@@ -26,6 +27,16 @@ def load_data(name: str | None) -> Dataset:
         return Dataset.from_list(rows)
     is_file = name.endswith((".json", ".jsonl"))
     return load_dataset("json", data_files=name, split="train") if is_file else load_dataset(name, split="train")
+
+
+def batches(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[dict]:
+    """Batches of two rows, `[2, length]` tokens, by which to rank the layers."""
+    for start in range(0, min(len(data), 8) - 1, 2):
+        rows = data.select(range(start, start + 2))
+        texts = ["".join(row[name] for name in ("prompt", "completion", "text") if name in row) for row in rows]
+        tokens = tokenizer(texts, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
+        labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100)
+        yield {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"], "labels": labels}
 
 
 def main() -> None:
@@ -45,6 +56,13 @@ def main() -> None:
     # A run of so few steps is a single epoch: draw by steps.
     config = TraDyConfig(memory_budget=options.memory_budget, resample_every=max(1, options.max_steps // 4))
     model = TraDyModel(base_model, config)
+    # What TraDyTrainer does by itself: learn what channels cost, which layers matter, and what the budget buys. Before
+    # the trainer is made, as TRL exchanges the model's forward.
+    data = load_data(options.dataset_name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    ranked_on = list(batches(data, tokenizer, options.max_length))
+    model.calibrate(ranked_on[0])
+    model.measure(ranked_on, num_steps=len(ranked_on))
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
@@ -59,13 +77,9 @@ def main() -> None:
             report_to="none",
             bf16=False,
         ),
-        train_dataset=load_data(options.dataset_name),
+        train_dataset=data,
         processing_class=tokenizer,
     )
-    # What TraDyTrainer does by itself: learn what channels cost, what the budget buys, and which layers matter.
-    batch = next(iter(trainer.get_train_dataloader()))
-    model.calibrate(batch)
-    model.measure(trainer.get_train_dataloader(), num_steps=2)
     trainer.add_callback(TraDyCallback(trainer))
     trainer.train()  # redraws channels four times; ends with the peak against the budget
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -48,16 +48,14 @@ def write_book(path: Path, topic: str = "with") -> Path:
     return path
 
 
-def save_bert(folder: Path) -> Path:
-    """A tiny BERT classifier and its tokenizer, for `write_reviews`."""
+def save_bert(folder: Path, **sizes: int) -> Path:
+    """A tiny BERT classifier and its tokenizer, for `write_reviews`; `sizes` are fields of its config."""
     folder.mkdir()
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=14, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64} | sizes
+    BertForSequenceClassification(BertConfig(vocab_size=14, **sizes)).save_pretrained(folder)
     BertTokenizer(str(vocabulary)).save_pretrained(folder)
     return folder
 
