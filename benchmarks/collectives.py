@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 # Of these the first argument is what they fill; what a process gives is the second.
 WITH_OUTPUT = ("_allgather_base_", "_reduce_scatter_base_", "allgather_", "reduce_scatter_")
 
+FUNCTIONAL = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor")  # as DTensor calls them
+
 
 class CollectiveBytes(TorchDispatchMode):
     """Counts what collectives are given while it is on, in bytes, on one process.
@@ -31,6 +33,6 @@ class CollectiveBytes(TorchDispatchMode):
             name = func._opname
             source = args[1] if name in WITH_OUTPUT else args[0]
             self.given[name] += sum(leaf.nbytes for leaf in tree_leaves(source) if isinstance(leaf, torch.Tensor))
-        elif func.namespace == "_c10d_functional" and func._opname != "wait_tensor":
+        elif func.namespace == "_c10d_functional" and func._opname in FUNCTIONAL:
             self.given[func._opname] += args[0].nbytes
         return func(*args, **(kwargs or {}))

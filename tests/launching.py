@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -59,12 +60,14 @@ def two_machines() -> Iterator[tuple[str, str] | None]:
     """Two network namespaces, each with an address of its own and a cable to the other; None where the system doesn't
     let us make them. They are gone afterwards, whatever happens."""
     names = tuple(f"td{os.getpid() % 10**6}{letter}" for letter in "ab")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what follows `finally` is done then, too
     try:
         yield names if shutil.which("ip") and _connect(names) else None
     finally:
         if shutil.which("ip"):
             for name in names:
                 _ip("netns", "del", name)  # takes its end of the cable with it, and that the other one
+        signal.signal(signal.SIGTERM, before)
 
 
 def _connect(names: Sequence[str]) -> bool:

@@ -32,10 +32,10 @@ RUNS = {
         {"train_bias": True, "resample_every": 1},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},
     ),
-    "bert-observed": (
+    "bert-accumulated": (
         bert,
         lambda n: Rows(token_batch(n)),
-        {"strategy": "medyate", "optimizer_state": "carry", "memory_budget": 0.2},
+        {"optimizer_state": "carry", "memory_budget": 0.2, "train_bias": True},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
     ),
     "conv-ranked": (
@@ -65,7 +65,7 @@ class StepBytes(TrainerCallback):
 # What each run has `fully_shard` wrap on its own, beside the whole model.
 SHARDED = {
     "gpt2-adamw": {"transformer_layer_cls_to_wrap": "GPT2Block"},
-    "bert-observed": {"transformer_layer_cls_to_wrap": "BertLayer"},
+    "bert-accumulated": {"transformer_layer_cls_to_wrap": "BertLayer"},
     "conv-adamw": {"auto_wrap_policy": "NO_WRAP"},
 }
 
