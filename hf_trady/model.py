@@ -1,6 +1,5 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
-import math
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
@@ -9,24 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .accounting import AccountedMixin
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
 from .layers import (
     ActiveChannels,
     SparseLayer,
-    bytes_beside,
-    channel_shape,
     is_fully_sharded,
-    keeps_beside,
-    kept_bytes,
-    num_channels,
-    num_elements,
     reshard,
-    weight_dtype,
 )
 from .proxy import ModuleProxy
-from .rankings import shipped_ranking
+from .rankings import find_ranking
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
 from .saving import (
@@ -50,7 +43,7 @@ from .targets import (
 )
 
 
-class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
+class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
     """A model of which every epoch trains only as many input channels as a memory budget allows.
 
     The base model is changed in place, reversibly: its layers get a sparse backward and keep their Parameters and
@@ -94,7 +87,8 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
         self._biases = find_biases(base_model, self._sparse_modules(), self._heads, config.train_bias)
         if layer_ranking is None and config.layer_ranking is not None:
-            layer_ranking = self._find_ranking(base_model, config.layer_ranking)
+            prefix = getattr(base_model, "base_model_prefix", "")
+            layer_ranking = find_ranking(config.layer_ranking, self._layers, prefix)
         bias_units = sum(bias.numel() for bias in self._biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if self._sampler.strategy.by_output:
@@ -170,34 +164,6 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         """The channels that train now: layer name -> sorted indices, int64 `[n]`."""
         self._sampler.refuse_unready()
         return dict(self.active.selection)
-
-    def report(self) -> SparsityReport:
-        """Sparsity and budget use of the current draw."""
-        sizes = {name: weight_dtype(modules[0]).itemsize for name, modules in self._layers.items()}
-        return self._sampler.report(self.active_channels(), self.epoch, sizes)
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Number of elements that train (head, biases, active channels) and of all elements of the base model."""
-        whole = sum(parameter.numel() for parameter in self._whole_parameters().values())
-        channels = sum(self.costs[n].weight_per_channel * len(i) for n, i in self.active_channels().items())
-        return whole + channels, num_elements(self.base_model)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that channels which have trained take beside quantized weights by now."""
-        return kept_bytes(self.base_model)
-
-    @property
-    def most_kept_bytes(self) -> int:
-        """Bytes that they take once every channel of the targets has trained; 0 if no target is quantized."""
-        layers = (self._layers[name][0] for name in self._targets)
-        return sum(bytes_beside(layer, num_channels(layer)) for layer in layers if keeps_beside(layer))
-
-    def print_trainable_parameters(self) -> None:
-        """Print how much of the model trains, in PEFT's format."""
-        trainable, total = self.get_nb_trainable_parameters()
-        share = 100 * trainable / total
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
     # ---- Modes, norms and weights ---------------------------------------------------------------------------------
 
@@ -308,13 +274,6 @@ class TraDyModel(CalibratedMixin, PretrainedMixin, ModuleProxy):
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
-
-    def _find_ranking(self, base_model: nn.Module, path: str) -> LayerRanking:
-        if path != "auto":
-            return LayerRanking.from_pretrained(path)
-        layers = {name: modules[0] for name, modules in self._layers.items()}
-        shapes = {name: (num_channels(layer), math.prod(channel_shape(layer))) for name, layer in layers.items()}
-        return shipped_ranking(shapes, getattr(base_model, "base_model_prefix", ""))
 
     def _add_hooks(self, before: Callable, after: Callable) -> list[RemovableHandle]:
         return [self.base_model.register_forward_pre_hook(before), self.base_model.register_forward_hook(after)]

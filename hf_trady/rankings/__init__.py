@@ -1,14 +1,37 @@
 """The layer rankings that ship: one for each architecture that the project has measured."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
+from ..layers import channel_shape, num_channels
 from ..selection import LayerRanking
 
 
 def shipped_rankings() -> list[str]:
     """Names of the architectures that a ranking ships for."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.json"))
+
+
+def find_ranking(path: str, layers: Mapping[str, Sequence[nn.Module]], prefix: str = "") -> LayerRanking:
+    """The ranking that `path` names: where it is, or `"auto"` for the one that ships for the architecture.
+
+    Args:
+        path: What `TraDyConfig.layer_ranking` takes.
+        layers: By name, the modules that share this name's weight.
+        prefix: As of `shipped_ranking`.
+
+    Raises:
+        ValueError: If none ships, or the one at `path` is corrupt.
+        FileNotFoundError: If there is none at `path`.
+    """
+    if path != "auto":
+        return LayerRanking.from_pretrained(path)
+    firsts = {name: modules[0] for name, modules in layers.items()}
+    shapes = {name: (num_channels(layer), math.prod(channel_shape(layer))) for name, layer in firsts.items()}
+    return shipped_ranking(shapes, prefix)
 
 
 def shipped_ranking(shapes: Mapping[str, tuple[int, int]], prefix: str = "") -> LayerRanking:
