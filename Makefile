@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format benchmarks clean
+.PHONY: demo test test-slow lint format benchmarks architectures clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
 demo: $(INSTALLED)
@@ -29,6 +29,10 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m pip install --no-compile --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+# What trains, and what is kept for backward, in every tested architecture; goes on where it was interrupted (20 minutes).
+architectures: $(INSTALLED)
+	$(BIN)/python -m tests.architectures $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
