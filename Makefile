@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-oldest lint format docs benchmarks clean
+.PHONY: demo test test-slow test-oldest lint format docs benchmarks architectures clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
 demo: $(INSTALLED)
@@ -40,6 +40,10 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py $(ARGS)
 	$(BIN)/python benchmarks/scale.py
+
+# What trains, and what is kept for backward, in every tested architecture; goes on where it was interrupted (20 minutes).
+architectures: $(INSTALLED)
+	$(BIN)/python -m tests.architectures $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -25,8 +25,9 @@ exactly the active channels and the head move.
 
 Written by `python -m tests.architectures` from the references named here, at the size that people fine-tune: an
 architecture of timm, or a model of transformers whose config is left at its defaults. Nothing is typed in. Their
-memory is predicted on fake tensors (see `plan`), for 8 images of {pixels} or 8 sequences of 128 tokens, in float32
-and, in transformers, without dropout. A dash: not predicted, or not yet.
+memory is predicted on fake tensors (see `plan`), for 8 images of 224 x 224 (or of the size that the architecture
+wants) or 8 sequences of 128 tokens, in float32 and, in transformers, without dropout. A dash: not predicted, or not
+yet.
 
 - **Layers** that train by channel, of all weights with two dimensions or more outside the head.
 - **Weights**: how much of the model's parameters these layers and the head hold. The rest stays as it is.
@@ -58,7 +59,7 @@ def key_of(family: Family) -> str:
 
 def page(figures: Mapping[str, Figures]) -> str:
     """The whole of docs/architectures.md."""
-    parts = [INTRODUCTION.format(pixels="224 x 224 (where the architecture wants others, of those)")]
+    parts = [INTRODUCTION]
     for library in ("timm", "transformers"):
         families = [family for family in FAMILIES if family.library == library]
         parts.append(f"## {library}: {len(families)} families\n\n" + _table(families, figures))

@@ -23,7 +23,7 @@ def test_the_page_is_written_from_the_figures():
     assert PAGE.read_text(encoding="utf-8") == page(figures)
 
 
-@pytest.mark.parametrize("key", ["timm/VGG", "transformers/DistilBERT"])
+@pytest.mark.parametrize("key", ["timm/VGG", pytest.param("transformers/DistilBERT", marks=pytest.mark.slow)])
 def test_the_figures_are_what_the_library_says_now(key):
     family = next(family for family in FAMILIES if key_of(family) == key)
     assert figures_of(family) == load_figures()[key]
