@@ -42,9 +42,9 @@ def test_image_classification(run, tmp_path):
 
 def test_movie_reviews(run, tmp_path):
     files = ["--dataset_name", write_reviews(tmp_path / "reviews.csv"), "--model_name_or_path"]
-    steps = ["--learning_rate", 1e-2, "--num_train_epochs", 10, "--memory_budget", "512MiB"]
+    steps = ["--memory_budget", 0.2, "--learning_rate", 1e-2, "--num_train_epochs", 16]
     out = run("movie_reviews.py", *files, save_bert(tmp_path / "bert"), *steps)
-    assert "budget 512 MiB: " in out and percentages(out)[-1] > 60
+    assert percentages(out)[-1] > 60
     assert (tmp_path / "runs/movie_reviews/trady_model.safetensors").is_file()
 
 
