@@ -13,7 +13,7 @@ from .runs import make_trainer
 
 
 ORDER = {"train_sampling_strategy": "sequential", "lr_scheduler_type": "constant"}
-BAD = (math.nan, math.inf, -math.inf, 1e30)  # the last one's gradient is finite, its square is not
+OVERFLOWS = 1e30  # its own square is infinite, and with it the variance of a batch-norm
 
 
 def rows_with(bad: dict[int, float], n: int = 12) -> Rows:
@@ -24,8 +24,7 @@ def rows_with(bad: dict[int, float], n: int = 12) -> Rows:
     return Rows({"x": images, "labels": labels})
 
 
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("value, accumulation", [(math.nan, 1), (math.inf, 2), (-math.inf, 1), (OVERFLOWS, 1)])
 def test_a_bad_step_is_skipped_counted_and_logged_and_leaves_no_trace(value, accumulation, tmp_path):
     size = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
     config = {"strategy": "medyate", "norm_mode": "train", "optimizer_state": "carry", "resample_every": 2}
