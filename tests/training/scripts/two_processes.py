@@ -36,7 +36,10 @@ RUNS = {
         bert,
         lambda n: Rows(token_batch(n)),
         {"optimizer_state": "carry", "memory_budget": 0.2, "train_bias": True},
-        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4}
+        # By default the Trainer multiplies the loss by the number of processes, for a model that divides it by the
+        # number of items of all; BERT takes that number and leaves it.
+        | {"average_tokens_across_devices": False},
     ),
     "conv-ranked": (
         conv_net,
