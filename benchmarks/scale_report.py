@@ -57,8 +57,8 @@ def _measured(one: dict, two: dict) -> list[str]:
 def _reckoned(models: dict) -> list[str]:
     setup = f"""None of this was run, but for the draw. Llamas of published shapes, {TOKENS:,} tokens a sample,
         bfloat16 weights, gradients and states. *Sent* is what leaves a GPU in a step, in rings; its time at
-        {WIRE / 1e9:.0f} GB/s a GPU, without latency and not hidden behind computing. *Held* is as above; under FSDP2 with
-        the largest part of the model that is gathered at a time."""
+        {WIRE / 1e9:.0f} GB/s a GPU, without latency and not hidden behind computing. *Held* is as above; under FSDP2
+        with the largest part of the model that is gathered at a time."""
     rows, redraws = [], []
     for model, known in models.items():
         for devices in DEVICES:
