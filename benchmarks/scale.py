@@ -1,6 +1,6 @@
 """Measures what fine-tuning over processes sends and holds, reckons it for more of them, and writes docs/scale.md.
 
-Usage: python benchmarks/scale.py [--steps N] [--report]
+Usage: python benchmarks/scale.py [--steps N] [--measure | --report]
 """
 
 import argparse
@@ -61,12 +61,15 @@ def reckon(sizes: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each case")
+    parser.add_argument("--measure", action="store_true", help="measure anew, and keep what was reckoned")
     parser.add_argument("--report", action="store_true", help="write the page from the results that are there")
     args = parser.parse_args()
     if not args.report:
-        results = {"machine": f"torch {torch.__version__}, {platform.machine()}, gloo, one thread a process"}
+        results = json.loads(RESULTS.read_text()) if args.measure else {}
+        results["machine"] = f"torch {torch.__version__}, {platform.machine()}, gloo, one thread a process"
         results["measured"] = {str(n): measure(n, args.steps) for n in (1, 2)}
-        results["reckoned"] = {name: reckon(sizes) for name, sizes in LLAMAS.items()}
+        if not args.measure:
+            results["reckoned"] = {name: reckon(sizes) for name, sizes in LLAMAS.items()}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     REPORT.write_text(page(json.loads(RESULTS.read_text())))
 

@@ -7,6 +7,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -66,10 +68,10 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
 
-def measure(name: str, sharded: bool, steps: int) -> dict:
-    """The figures of one method."""
+def measure(result: dict, name: str, sharded: bool, steps: int) -> Iterator[None]:
+    """Put the figures of one method into `result`; goes on by a step each time that it is asked."""
     model = METHODS[name]().train()
-    result = sizes(model)
+    result |= sizes(model)
     called = model
     if sharded:
         for module in model.modules():
@@ -93,13 +95,13 @@ def measure(name: str, sharded: bool, steps: int) -> dict:
         optimizer.zero_grad()
         if step > 2:
             seconds.append(time.perf_counter() - start)
+        yield
     result |= {"given": given, "seconds": statistics.median(seconds)}
     if isinstance(model, TraDyModel):
         start, counter = time.perf_counter(), CollectiveBytes()
         with counter:
             model.resample(1, optimizer)
         result |= {"redraw_given": dict(counter.given), "redraw_seconds": time.perf_counter() - start}
-    return result
 
 
 def main() -> None:
@@ -108,10 +110,13 @@ def main() -> None:
     steps = int(sys.argv[2]) if sys.argv[2:] else 10
     network = {"sizes": SIZES, "length": LENGTH, "budget": BUDGET, "rank": RANK}
     results = {"processes": state.num_processes, "network": network, "ddp": {}, "fsdp": {}}
-    for name in METHODS:
-        results["ddp"][name] = measure(name, False, steps)
-        if state.num_processes > 1:
-            results["fsdp"][name] = measure(name, True, steps)
+    running = []
+    for kind in ("ddp", "fsdp") if state.num_processes > 1 else ("ddp",):
+        for name in METHODS:
+            results[kind][name] = {}
+            running.append(measure(results[kind][name], name, kind == "fsdp", steps))
+    for _ in zip_longest(*running):  # step by step in turns, so that what else the machine does meets all of them
+        pass
     if state.is_main_process:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file, indent=2)

@@ -16,10 +16,9 @@ NAMES = {"full": "full fine-tuning", "lora": f"LoRA, rank {RANK}", "trady": f"Tr
 def page(results: dict) -> str:
     """The page, in Markdown."""
     intro = f"""Written by `python benchmarks/scale.py` ({results["machine"]}). First what was measured here, then
-        what is
-        reckoned for machines that were not there, by formulas (`benchmarks/scale_formulas.py`) that a test holds
-        against the measurements. Activations are in none of the figures: they depend on the batch of a process, not on
-        the number of processes."""
+        what is reckoned for machines that were not there, by formulas (`benchmarks/scale_formulas.py`) that a test
+        holds against the measurements. Activations are in none of the figures: they depend on the batch of a
+        process, not on the number of processes."""
     parts = [
         "# Many processes: what is sent and what is held",
         _text(intro),
@@ -34,13 +33,10 @@ def page(results: dict) -> str:
 def _measured(one: dict, two: dict) -> list[str]:
     full = one["ddp"]["full"]
     setup = f"""A Llama of {full["model"]:,} parameters ({SIZES["num_hidden_layers"]} blocks), {BATCH} x {LENGTH}
-        tokens
-        a process, float32, AdamW, gloo. *Sent*: what a process hands to the collectives that carry gradients, in a
-        step.
-        *Held*: weights, gradients and optimizer states of one process. *Time* is that of a step, the median, by that
-        of
-        full fine-tuning in one process. The two processes, which take a batch each, had two cores that other programs
-        used, too: compare within a column."""
+        tokens a process, float32, AdamW, gloo. *Sent*: what a process hands to the collectives that carry
+        gradients, in a step. *Held*: weights, gradients and optimizer states of one process. *Time* is that of a
+        step, the median of some measured in turns, by that of full fine-tuning in one process. The two processes,
+        which take a batch each, had two cores that other programs used, too: compare within a column."""
     rows, whole = [], two["ddp"]["full"]["given"]["allreduce_"]
     for name, label in NAMES.items():
         ddp, fsdp = two["ddp"][name], two["fsdp"][name]
@@ -51,21 +47,18 @@ def _measured(one: dict, two: dict) -> list[str]:
     columns = ["method", "sent", "of full", "held, DDP", "held, FSDP2", "time, 1", "time, 2, DDP", "time, 2, FSDP2"]
     ddp, fsdp = two["ddp"]["trady"], two["fsdp"]["trady"]
     redraw = f"""A redraw took {1e3 * ddp["redraw_seconds"]:.0f} ms under DDP and sent
-        {sum(ddp["redraw_given"].values())} bytes: every process draws the same channels by itself. Under FSDP2 it took
-        {1e3 * fsdp["redraw_seconds"]:.0f} ms and handed {_mib(sum(fsdp["redraw_given"].values()))} to collectives:
-        what
-        was trained goes back into the split weights, and what trains next is put together from them."""
+        {sum(ddp["redraw_given"].values())} bytes: every process draws the same channels by itself. Under FSDP2 it
+        took {1e3 * fsdp["redraw_seconds"]:.0f} ms and handed {_mib(sum(fsdp["redraw_given"].values()))} to
+        collectives: what was trained goes back into the split weights, and what trains next is put together from
+        them."""
     return [_text(setup), _table(columns, rows), _text(redraw)]
 
 
 def _reckoned(models: dict) -> list[str]:
     setup = f"""None of this was run, but for the draw. Llamas of published shapes, {TOKENS:,} tokens a sample,
-        bfloat16
-        weights, gradients and states. *Sent* is what leaves a GPU in a step, in rings; its time at {WIRE / 1e9:.0f}
-        GB/s
-        a GPU, without latency and not hidden behind computing. *Held* is as above; under FSDP2 with the largest part
-        of
-        the model that is gathered at a time."""
+        bfloat16 weights, gradients and states. *Sent* is what leaves a GPU in a step, in rings; its time at
+        {WIRE / 1e9:.0f} GB/s a GPU, without latency and not hidden behind computing. *Held* is as above; under FSDP2
+        with the largest part of the model that is gathered at a time."""
     rows, redraws = [], []
     for model, known in models.items():
         for devices in DEVICES:
@@ -95,13 +88,18 @@ def _reckoned(models: dict) -> list[str]:
         shares.append(ddp_sent(method, ELEMENT, 64) / ddp_sent(full, ELEMENT, 64))
         shares.append(fsdp_sent(method, ELEMENT, 64, known["root"]) / fsdp_sent(full, ELEMENT, 64, known["root"]))
     reading = """Of what full fine-tuning of the largest model sends, TraDy sends {:.1%} under DDP and {:.0%} under
-        FSDP2, LoRA {:.1%} and {:.0%}. Under FSDP2 the weights themselves travel, twice a step, whatever
-        trains.""".format(*shares)
-    redraw = f"""A redraw: the draw itself (measured, on the CPU here), the flat Parameter written out and read in anew
-        (four times its bytes, at {MEMORY / 1e12:.2f} TB/s), and under FSDP2, at {DEVICES[-1]:,} GPUs, what is sent for
-        it."""
+        FSDP2, LoRA {:.1%} and {:.0%}. Under FSDP2 the weights themselves travel, twice a step, whatever trains."""
+    redraw = f"""A redraw: the draw itself (measured, on the CPU here), the flat Parameter written out and read in
+        anew (four times its bytes, at {MEMORY / 1e12:.2f} TB/s), and under FSDP2, at {DEVICES[-1]:,} GPUs, what is
+        sent for it."""
     redraw_columns = ["parameters", "flat Parameter", "draw", "copies", "DDP: sent", "FSDP2: sent", "time"]
-    return [_text(setup), _table(columns, rows), _text(reading), _text(redraw), _table(redraw_columns, redraws)]
+    return [
+        _text(setup),
+        _table(columns, rows),
+        _text(reading.format(*shares)),
+        _text(redraw),
+        _table(redraw_columns, redraws),
+    ]
 
 
 def _text(text: str) -> str:

@@ -123,6 +123,12 @@ def test_what_split_weights_save_is_the_end_of_the_run(sharded, name):
 
 
 @pytest.mark.parametrize("name", SHARDED)
+def test_a_run_of_split_weights_resumes_bit_for_bit(sharded, name):
+    for result in results(sharded, name):
+        assert different_keys(result["resumed"], result["state"]) == []
+
+
+@pytest.mark.parametrize("name", SHARDED)
 def test_of_gradients_split_weights_send_those_of_what_trains(sharded, name):
     for result in results(sharded, name):
         for given in result["collectives"]:

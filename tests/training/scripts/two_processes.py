@@ -36,7 +36,10 @@ RUNS = {
         bert,
         lambda n: Rows(token_batch(n)),
         {"optimizer_state": "carry", "memory_budget": 0.2, "train_bias": True},
-        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+        {"weight_decay": 0.1, "adam_epsilon": 1e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 4}
+        # By default the Trainer multiplies the loss by the number of processes, for a model that divides it by the
+        # number of items of all; BERT takes that number and leaves it.
+        | {"average_tokens_across_devices": False},
     ),
     "conv-ranked": (
         conv_net,
@@ -70,10 +73,12 @@ SHARDED = {
 }
 
 
-def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **more) -> dict:
+def train(
+    directory: Path, name: str, batch_size: int, sharded: bool = False, checkpoint: str | None = None, **more
+) -> dict:
     """Run `name` with `batch_size` a process, in the order of the data; returns the end, the draws and the ranking.
 
-    `sharded`: under FSDP2. `more` are further training arguments.
+    `sharded`: under FSDP2. `checkpoint`: what to resume from. `more` are further training arguments.
     """
     make, data, config, arguments = RUNS[name]
     if sharded:
@@ -90,7 +95,7 @@ def train(directory: Path, name: str, batch_size: int, sharded: bool = False, **
         callbacks=[bytes_given],
         **arguments,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     local = [p.to_local() if is_sharded(p) else p for p in model.parameters()]
     return {
@@ -114,7 +119,11 @@ def main() -> None:
     sharded = sys.argv[3:4] == ["fsdp"]
     chosen = sys.argv[4:] or (SHARDED if sharded else RUNS)
     for name in chosen:
-        result = train(directory, name, int(sys.argv[2]), sharded)
+        batch_size, saving = int(sys.argv[2]), {"save_strategy": "epoch" if sharded else "no"}
+        result = train(directory, name, batch_size, sharded, **saving)
+        if sharded:
+            first = min((directory / name).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+            result["resumed"] = train(directory / "resumed", name, batch_size, True, str(first))["state"]
         torch.save(result, directory / f"{name}-{result['rank']}.pt")
 
 
