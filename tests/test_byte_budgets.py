@@ -7,6 +7,7 @@ import torch
 
 from hf_trady import TraDyConfig, TraDyModel, max_batch_size, plan
 from hf_trady.memory import FITTED_NAME, FittedBudget, StepSetup
+from hf_trady.training.checkpoints import seal
 from hf_trady.trial import DrawTrials
 
 from .tiny import MODELS, anatomy, conv_net, image_batch, inputs_of, same_draw, train, wrap
@@ -113,6 +114,7 @@ def test_a_resumed_run_keeps_its_plan(tmp_path):
     other = FittedBudget(written.units, written.left_out, written.predicted_peak, written.floor, ((2, 40),))
     (checkpoint / FITTED_NAME).unlink()
     other.save_pretrained(checkpoint)
+    seal(checkpoint)
     resumed = make_trainer(tmp_path / "b", config=config, save_strategy="no", num_train_epochs=3)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.model.fitted.units == other.units and resumed.model.report().units <= 40

@@ -156,6 +156,10 @@ def test_a_plan_makes_room_for_what_all_draws_leave_beside_the_weights(make):
     assert 0 < second == 2 * first and channels[2] - flat == most
     assert all("beside the quantized weights" in found.notes[-1] for found in plans)
     assert plans[0].step.weights < plan(llama(), config, BATCH).step.weights
+    model = wrap(make(), BATCH, budget=0.2)
+    before = plan(model, example_inputs=BATCH).step.at_peak["channels"]
+    train(model, BATCH, epochs=1)
+    assert plan(model, example_inputs=BATCH).step.at_peak["channels"] == before + model.kept_bytes
 
 
 @pytest.mark.parametrize("make", ["8bit"], indirect=True)  # the plain one keeps all of it
