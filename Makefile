@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
+# Compile a module once, when it is first imported: the installation leaves it, and without this each process may.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow test-oldest lint format docs benchmarks architectures clean
 
 # Fine-tune a pretrained network on photographs of solar cells, three ways. QUICK=1: fewer images and epochs.
