@@ -41,7 +41,7 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         the same tensor, and their kind can keep it once (fully connected layers do, convolutions don't).
 
     Raises:
-        ValueError: If the model would have to run but is on the meta device.
+        ValueError: If the model would have to run but is on the meta device, or if its forward calls no layer.
 
     Example:
         >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
@@ -65,6 +65,11 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
     shared = _shared_inputs(calls)
     rows = [_layer_cost(layer, batch_size, shared.get(layer.name)) for layer in calls if layer.inputs]
     idle = [layer.name for layer in calls if not layer.inputs]
+    if idle and not rows:
+        raise ValueError(
+            f"the forward of {type(model).__name__} calls none of its {len(idle)} layers; if another Trainer has "
+            "exchanged it, call calibrate before you make that Trainer"
+        )
     if idle:
         logger.warning(f"Left out of the costs, as the forward never calls them: {', '.join(idle)}.")
     return CostTable(tuple(rows))

@@ -214,6 +214,13 @@ def test_a_weight_counts_once_and_its_input_at_every_call(caplog):
     assert "idle" in message and "tied" not in message
 
 
+def test_a_forward_that_calls_no_layer_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.forward = lambda x: x
+    with pytest.raises(ValueError, match="calls none of its 1 layers"):
+        cost_table(model, torch.zeros(2, 4))
+
+
 @given(
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2)
 )
