@@ -13,8 +13,9 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(INSTALLED)
 	$(BIN)/python examples/solar_cells.py $(if $(QUICK),--quick) $(ARGS)
 
+# On every core, a thread each: networks as small as the tests' gain nothing by more.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical $(ARGS)
 
 # The tests that take over 20 seconds each.
 test-slow: $(INSTALLED)
@@ -22,7 +23,7 @@ test-slow: $(INSTALLED)
 
 # The tests on the oldest versions that pyproject.toml admits, in an environment of their own.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n logical $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
