@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import get_total_norm
+
+from .layers import is_sharded, whole
 
 
 class StepGuard:
@@ -53,10 +54,9 @@ class StepGuard:
                 loss of a batch without a sample is NaN, while its gradient is 0.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-        whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-        norms = [get_total_norm(group) for group in (sharded, whole) if group]
-        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        sharded = [gradient for gradient in gradients if is_sharded(gradient)]
+        others = [gradient for gradient in gradients if not is_sharded(gradient)]
+        norms = [whole(get_total_norm(group)) for group in (sharded, others) if group]
         moved = _all_finite(buffer for buffer, _ in self._statistics)
         passes = _all_finite(norms) and (not alone or (moved and _all_finite(losses)))
         if not passes:

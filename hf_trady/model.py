@@ -12,12 +12,7 @@ from .accounting import AccountedMixin
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import (
-    ActiveChannels,
-    SparseLayer,
-    is_fully_sharded,
-    reshard,
-)
+from .layers import ActiveChannels, SparseLayer, is_fully_sharded, reshard
 from .proxy import ModuleProxy
 from .rankings import find_ranking
 from .recalibration import recalibrate
@@ -85,11 +80,12 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
         self._targets = select_targets(base_model, self._layers, self._heads, config.target_modules)
-        self._biases = find_biases(base_model, self._sparse_modules(), self._heads, config.train_bias)
+        biases = find_biases(base_model, self._sparse_modules(), self._heads, config.train_bias)
+        self._biases = list(biases)
         if layer_ranking is None and config.layer_ranking is not None:
             prefix = getattr(base_model, "base_model_prefix", "")
             layer_ranking = find_ranking(config.layer_ranking, self._layers, prefix)
-        bias_units = sum(bias.numel() for bias in self._biases.values())
+        bias_units = sum(bias.numel() for bias in biases.values())
         self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
         if self._sampler.strategy.by_output:
             refuse_output_channels(config.strategy, self._sparse_modules())
@@ -104,7 +100,8 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
 
         self.base_model = base_model
         self._buffer_sums = buffer_checksums(base_model)
-        self._required_grad = [(parameter, parameter.requires_grad) for parameter in base_model.parameters()]
+        # By name: held here, whole Parameters would outlive `fully_shard`, which puts others in their place.
+        self._required_grad = {name: parameter.requires_grad for name, parameter in base_model.named_parameters()}
         self._freeze()
         frozen_norms = config.norm_mode == "frozen"
         self._conversion = Conversion(
@@ -265,12 +262,12 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
                 "process and load that into a plain base model: TraDyModel.from_pretrained(path, base_model)"
             )
         self._write_back()
+        for name, parameter in self.base_model.named_parameters():
+            parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
         self._conversion.undo(dequantize)
         for hook in self._hooks:
             hook.remove()
         self.forward = self._own_forward  # a Trainer may have exchanged it
-        for parameter, required in self._required_grad:
-            parameter.requires_grad_(required)
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
@@ -306,7 +303,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
             for head in self._heads
             for key, parameter in self.base_model.get_submodule(head).named_parameters()
         }
-        return heads | self._biases
+        return heads | {key: self.base_model.get_parameter(key) for key in self._biases}
 
     def _sparse_modules(self) -> list[nn.Module]:
         return [module for name in self._targets for module in self._layers[name]]

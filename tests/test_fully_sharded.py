@@ -1,5 +1,8 @@
 """A model that `fully_shard` has split trains as it does unsplit: here in one process, in `two_processes` in two."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -71,6 +74,17 @@ def test_channels_of_a_split_model_are_those_of_the_whole_one(kind):
         write_channels(layer, index, values + 1)
         write_channels(modules[0], index, values + 1)
         assert torch.equal(whole(layer.weight), modules[0].weight)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_nothing_holds_the_whole_weights_of_a_split_model(kind):
+    make, batch = MODELS[kind]
+    network = make()
+    weights = [weakref.ref(parameter) for parameter in network.parameters()]
+    model = sharded(wrap(network, inputs_of(batch), train_bias=True))
+    gc.collect()
+    assert all(is_sharded(parameter) for parameter in model.parameters())
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_a_split_model_refuses_what_needs_whole_weights():

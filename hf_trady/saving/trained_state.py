@@ -17,6 +17,7 @@ from ..layers import (
     read_channels,
     sparse_type,
     trains_outputs,
+    weight_dtype,
     whole,
     write_channels,
 )
@@ -114,7 +115,7 @@ def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
             raise _misfit(f"it has no '{key}'")
         if tensors[key].shape != value.shape:
             raise _misfit(f"'{key}' has shape {list(tensors[key].shape)} there and {list(value.shape)} here")
-        _refuse_bad_kind(key, value, tensors[key])
+        _refuse_bad_kind(key, value, tensors[key].dtype)
     for name, (index, values) in state.channels.items():
         layer = modules.get(name)
         if layer is None or sparse_type(layer) is None:
@@ -123,7 +124,7 @@ def refuse_misfit(model: nn.Module, state: TrainedState) -> None:
         shape = [len(index), *channel_shape(layer)]
         if list(values.shape) != shape:
             raise _misfit(f"the channels of '{name}' have shape {shape} there and {list(values.shape)} here")
-        _refuse_bad_kind(name, values, layer.weight)
+        _refuse_bad_kind(name, values, weight_dtype(layer))
     for name, (channel, dtype, expected) in state.witnesses.items():
         layer = modules.get(name)
         if layer is None or sparse_type(layer) is None or not 0 <= channel < num_channels(layer):
@@ -164,10 +165,10 @@ def _misfit(what: str) -> ValueError:
     return ValueError(f"the base model is not the one that was fine-tuned: {what}")
 
 
-def _refuse_bad_kind(name: str, value: Tensor, there: Tensor) -> None:
+def _refuse_bad_kind(name: str, value: Tensor, there: torch.dtype) -> None:
     """Refuse integers for floats and the like; another precision is none of that."""
-    if value.is_complex() or value.is_floating_point() != there.is_floating_point():
-        raise _misfit(f"'{name}' is of {there.dtype} there and of {value.dtype} here")
+    if value.is_complex() or value.is_floating_point() != there.is_floating_point:
+        raise _misfit(f"'{name}' is of {there} there and of {value.dtype} here")
 
 
 def _refuse_bad_index(name: str, index: Tensor, channels: int) -> None:

@@ -5,6 +5,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
+from ..layers import SparseLayer
 from ..model import TraDyModel
 
 
@@ -63,6 +64,10 @@ def _refuse_fsdp(plugin, args: TrainingArguments, model: TraDyModel) -> None:
         "weights in channels_last": (
             not all(parameter.is_contiguous() for parameter in model.parameters()),
             "FSDP takes contiguous ones: model.to(memory_format=torch.contiguous_format)",
+        ),
+        "a base model in 4 or 8 bits": (
+            any(isinstance(module, SparseLayer) and module.beside for module in model.modules()),
+            "FSDP can't split what trains beside a quantized weight; load it not quantized",
         ),
     }
     for given, (is_refused, remedy) in refused.items():

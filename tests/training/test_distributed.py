@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
 
 from hf_trady import TraDyCallback
 
@@ -60,6 +61,15 @@ def test_weights_in_channels_last_are_refused_under_fsdp(tmp_path, monkeypatch):
         TraDyCallback(trainer)
     monkeypatch.undo()
     TraDyCallback(trainer)
+
+
+def test_quantized_weights_are_refused_under_fsdp(tmp_path, monkeypatch):
+    bnb = pytest.importorskip("bitsandbytes")
+    network = nn.Sequential(bnb.nn.Linear4bit(16, 8), nn.ReLU(), nn.Linear(8, 2)).to("cpu")
+    trainer = make_trainer(tmp_path, model=wrap(network, torch.zeros(2, 16), modules_to_save=["2"]))
+    monkeypatch.setattr(trainer.accelerator, "state", asked_for({}))
+    with pytest.raises(ValueError, match=r"4 or 8 bits is not allowed.*or train with DDP"):
+        TraDyCallback(trainer)
 
 
 def test_one_process_and_fsdp_that_works_are_not_refused(tmp_path, monkeypatch):
