@@ -62,7 +62,7 @@ def report(directory: Path, capsys, *more: str) -> tuple[Page, dict]:
             assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(2**24)) > 10
     assert sorted(inline) == sorted(file.read_bytes() for file in output.glob("*.png"))
     capsys.readouterr()
-    assert main(["report", str(directory), "--json"]) == 0
+    assert main(["report", str(directory), *more, "--json"]) == 0
     return page, json.loads(capsys.readouterr().out)
 
 

@@ -254,5 +254,5 @@ def test_training_a_second_time_starts_the_channels_without_old_optimizer_state(
 def test_a_model_that_is_no_tradymodel_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model must be a TraDyModel, not a ConvNet"):
         TraDyTrainer(model=conv_net(), args=arguments(tmp_path))
-    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+    with pytest.raises(ValueError, match="no whole checkpoint to resume from"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
