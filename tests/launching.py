@@ -16,8 +16,8 @@ TIMEOUT = 600
 ADDRESSES = "10.213.77.1", "10.213.77.2"
 
 
-def launch_two(*arguments) -> None:
-    """Run `accelerate launch` with two processes and `arguments`; they must end well."""
+def launch_two(*arguments, fails: bool = False) -> None:
+    """Run `accelerate launch` with two processes and `arguments`; they must end well, or, if `fails`, must not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -29,7 +29,7 @@ def launch_two(*arguments) -> None:
         text=True,
         timeout=TIMEOUT,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
 
 
 def launch_on_two_machines(namespaces: Sequence[str], *arguments) -> None:

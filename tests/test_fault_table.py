@@ -11,6 +11,7 @@ INJECTING = (
     "tests/training/test_faults.py",
     "tests/training/test_nonfinite.py",
     "tests/training/test_long_runs.py",
+    "tests/training/test_signals.py",
 )
 
 

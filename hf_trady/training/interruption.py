@@ -5,6 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -63,6 +64,8 @@ class InterruptionCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._agreed is None:
             return
+        # Whoever is first to go would have the launcher stop the others, of which one is still writing.
+        self.trainer.accelerator.wait_for_everyone()
         line = f"interrupted after step {state.global_step}, which is saved in '{Path(args.output_dir)}'"
         if self._agreed == signal.SIGTERM:
             os.write(2, f"{line}\n".encode())
@@ -70,9 +73,12 @@ class InterruptionCallback(TrainerCallback):
         raise KeyboardInterrupt(line)
 
     def _agree(self) -> int | None:
-        """The signal, if any process has received one: all must save after the same step."""
-        if self.trainer.args.save_strategy == SaveStrategy.NO or self.trainer.accelerator.num_processes == 1:
+        """The signal, if any process has received one: all must save after the same step, and exit alike."""
+        accelerator = self.trainer.accelerator
+        if self.trainer.args.save_strategy == SaveStrategy.NO or accelerator.num_processes == 1:
             return self._received
         if self._received is not None:
-            self.trainer.accelerator.set_trigger()
-        return (self._received or signal.SIGINT) if self.trainer.accelerator.check_trigger() else None
+            accelerator.set_trigger()
+        if not accelerator.check_trigger():
+            return None
+        return int(accelerator.gather(torch.tensor([self._received or 0], device=accelerator.device)).max())
