@@ -12,12 +12,7 @@ from .layers import ActiveChannels, read_channels, weight_dtype
 from .measured import MeasuredMixin
 from .memory import FittedBudget, StepSetup, fit_bytes
 from .sampler import ChannelSampler
-from .selection import (
-    ChannelScores,
-    CostTable,
-    LayerRanking,
-    cost_table,
-)
+from .selection import ChannelScores, CostTable, LayerRanking, cost_table
 from .trial import DrawTrials
 
 
