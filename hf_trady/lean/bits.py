@@ -49,4 +49,7 @@ def pack(mask: Tensor) -> Tensor:
 def unpack(bits: Tensor) -> Tensor:
     """Unpack uint8 `[samples, n]` into booleans `[samples, 8, n]`."""
     places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device).view(8, 1)
-    return (bits.unsqueeze(1) & places).ne_(0).view(torch.bool)
+    masked = bits.unsqueeze(1) & places
+    if torch.compiler.is_compiling():  # inductor's C++ can't select by bytes that are seen as booleans
+        return masked != 0
+    return masked.ne_(0).view(torch.bool)

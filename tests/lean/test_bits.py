@@ -33,3 +33,13 @@ def test_a_part_of_the_samples_has_a_part_of_the_bits(samples, height, width):
     assert num_samples(x) == samples
     whole, part = pack(planes(x) > 0), pack(planes(x[:1]) > 0)
     assert torch.equal(whole[:1], part)
+
+
+def test_compiled_unpacked_bits_select_the_same():
+    """inductor makes C++ of this that no compiler takes, if bytes are but seen as booleans."""
+
+    def select(bits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(unpack(bits), 2 * x, 0)
+
+    x, bits = torch.randn(1, 8, 64), torch.randint(256, (1, 64), dtype=torch.uint8)
+    assert torch.equal(torch.compile(select)(bits, x), select(bits, x))

@@ -10,11 +10,13 @@ from hf_trady.layers import read_channels
 
 from ..launching import launch_two
 from ..tiny import copy_of_state, different_keys, same_draw
-from .scripts.two_processes import RUNS, SHARDED, train
+from .scripts.two_processes import RUNS, SHARDED, first_checkpoint, train
 
 
 SCRIPT = Path(__file__).parent / "scripts" / "two_processes.py"
 pytestmark = pytest.mark.slow
+# Run -> number of the draw that it goes on with: one for two steps, one a step, one an epoch by a measured ranking.
+RESUMED = {"gpt2-adamw": 1, "conv-adamw": 3, "conv-ranked": 1}
 every_run = pytest.mark.parametrize("name", RUNS)
 
 
@@ -32,6 +34,16 @@ def sharded(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("sharded")
     launch_two(SCRIPT, directory, 4, "fsdp")
     return directory
+
+
+@pytest.fixture(scope="module")
+def taken_over(tmp_path_factory) -> tuple[dict[str, dict], Path]:
+    """By name what one process ends with, and the directory with the results of two that went on from its first
+    checkpoint."""
+    directory = tmp_path_factory.mktemp("taken_over")
+    undisturbed = {name: train(directory, name, 8, save_strategy="epoch") for name in RESUMED}
+    launch_two(SCRIPT, directory, 4, "resume", *RESUMED)
+    return undisturbed, directory
 
 
 def results(launched: Path, name: str) -> list[dict]:
@@ -98,6 +110,33 @@ def test_a_step_sends_the_gradients_of_what_trains_and_nothing_else(launched, na
 def test_what_the_main_process_saves_is_the_end_of_the_run(launched, name):
     restored = TraDyModel.from_pretrained(launched / name, RUNS[name][0]())
     assert different_keys(copy_of_state(restored), results(launched, name)[0]["state"]) == []
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_one_process_goes_on_where_two_were_with_the_same_channels(launched, name, tmp_path):
+    two = results(launched, name)[0]
+    one = train(tmp_path, name, 8, checkpoint=first_checkpoint(launched / name))
+    assert (two["processes"], one["processes"]) == (2, 1)
+    _check_resumed(one, two, RESUMED[name])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_go_on_where_one_was_with_the_same_channels(taken_over, name):
+    undisturbed, directory = taken_over
+    for two in results(directory, name):
+        assert (two["processes"], undisturbed[name]["processes"]) == (2, 1)
+        _check_resumed(two, undisturbed[name], RESUMED[name])
+
+
+def _check_resumed(resumed: dict, undisturbed: dict, first: int) -> None:
+    """The same channels train in each draw from number `first` on, and the weights end the same but for rounding."""
+    left = [number for number in undisturbed["active"] if number >= first]
+    assert first > 0 and list(resumed["active"]) == left and len(left) > 1
+    for number in left:
+        assert same_draw(resumed["active"][number], undisturbed["active"][number]), number
+    assert resumed["ranking"] == undisturbed["ranking"]
+    for key, value in undisturbed["state"].items():
+        torch.testing.assert_close(resumed["state"][key], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SHARDED)

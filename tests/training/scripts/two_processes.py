@@ -1,6 +1,8 @@
 """Trains tiny models over three redraws and saves the state of each rank; run by the launcher or imported.
 
-Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp|whole [NAME ...]]
+Usage: two_processes.py DIRECTORY BATCH_SIZE [fsdp|whole|resume [NAME ...]]
+
+`resume` goes on from the first checkpoint that is in DIRECTORY, of however many processes.
 """
 
 import os
@@ -13,7 +15,7 @@ from transformers import TrainerCallback
 from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.layers import is_sharded, whole
-from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, token_batch
+from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_batch
 from tests.training.runs import image_rows, make_trainer
 
 
@@ -65,6 +67,17 @@ class StepBytes(TrainerCallback):
         self.steps.append(dict(self.counter.given))
 
 
+class ActiveChannels(TrainerCallback):
+    """Records the channels that train in each step, by the number of their draw."""
+
+    def __init__(self):
+        self.draws: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        trained = {name: index.clone() for name, index in model.active_channels().items()}
+        assert same_draw(trained, self.draws.setdefault(model.epoch, trained))
+
+
 # What each run has `fully_shard` wrap on its own, beside the whole model.
 SHARDED = {
     "gpt2-adamw": {"transformer_layer_cls_to_wrap": "GPT2Block"},
@@ -86,13 +99,13 @@ def train(
     arguments = arguments | more
     model = TraDyModel(make(), TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | config))
     arguments = {"train_sampling_strategy": "sequential", "num_train_epochs": 3} | arguments
-    bytes_given = StepBytes()
+    bytes_given, active = StepBytes(), ActiveChannels()
     trainer = make_trainer(
         directory / name,
         model=model,
         train_dataset=data(24),
         per_device_train_batch_size=batch_size,
-        callbacks=[bytes_given],
+        callbacks=[bytes_given, active],
         **arguments,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -102,6 +115,7 @@ def train(
         "state": {key: whole(value).clone() for key, value in model.state_dict().items()},
         "bytes": sum(part.nbytes for part in local),
         "draws": [model.draw(number) for number in range(model.epoch + 1)],
+        "active": active.draws,
         "network": os.readlink("/proc/self/ns/net") if sys.platform == "linux" else None,
         "processes": trainer.accelerator.num_processes,
         "rank": trainer.accelerator.process_index,
@@ -113,17 +127,22 @@ def train(
     }
 
 
+def first_checkpoint(run: Path) -> str:
+    return str(min(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    directory = Path(sys.argv[1])
-    sharded = sys.argv[3:4] == ["fsdp"]
+    directory, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+    sharded, resumes = sys.argv[3:4] == ["fsdp"], sys.argv[3:4] == ["resume"]
     chosen = sys.argv[4:] or (SHARDED if sharded else RUNS)
     for name in chosen:
-        batch_size, saving = int(sys.argv[2]), {"save_strategy": "epoch" if sharded else "no"}
-        result = train(directory, name, batch_size, sharded, **saving)
+        first = first_checkpoint(directory / name) if resumes else None
+        run = directory / "resumed" if resumes else directory
+        result = train(run, name, batch_size, sharded, first, save_strategy="epoch")
         if sharded:
-            first = min((directory / name).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-            result["resumed"] = train(directory / "resumed", name, batch_size, True, str(first))["state"]
+            first = first_checkpoint(directory / name)
+            result["resumed"] = train(directory / "resumed", name, batch_size, True, first)["state"]
         torch.save(result, directory / f"{name}-{result['rank']}.pt")
 
 
