@@ -31,7 +31,7 @@ class PeakTracker:
     def __init__(self, device: torch.device | str = "cpu", already: int = 0, returns_freed: bool = True):
         self.device = torch.device(device)
         self.method = _method(self.device)
-        self._sampled = 0
+        self._sampled, self._before, self._paused_at = 0, 0, None
         if self.method == "rss" and returns_freed:
             return_freed_memory()
         self._baseline = self._now() - already
@@ -39,6 +39,22 @@ class PeakTracker:
 
     def reset(self) -> None:
         """Forget the peak so far; the baseline stays."""
+        self._before = 0
+        self._restart()
+
+    def pause(self) -> None:
+        """Leave out what comes until `resume`: an evaluation, say."""
+        self._before, self._paused_at = self.peak or 0, self.current
+
+    def resume(self) -> None:
+        """Go on after `pause`. What has come to stay meanwhile (kernels that libraries made for other shapes) joins
+        the baseline."""
+        if self._paused_at is not None:
+            self._baseline += max(0, self.current - self._paused_at)
+            self._paused_at = None
+            self._restart()
+
+    def _restart(self) -> None:
         self._sampled = 0
         if self.method == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -62,7 +78,7 @@ class PeakTracker:
             peak = self._sampled
         else:
             peak = _status("VmHWM") - _status("RssFile")
-        return max(0, peak - self._baseline)
+        return max(self._before, peak - self._baseline)
 
     @property
     def current(self) -> int | None:

@@ -82,7 +82,7 @@ class TraDyCallback(TrainerCallback):
             self.history = self._begun_history(args, state) or DrawHistory.of(self._model)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._tracker.reset()  # an evaluation is no training step
+        self._tracker.reset()  # writing a checkpoint is no training step
         # Not by `state.epoch` alone: of a stream, whose length the Trainer doesn't know, it counts other epochs.
         self._epoch = int(state.epoch) if self._epoch is None else self._epoch + 1
         if self._every == "epoch":
@@ -106,11 +106,17 @@ class TraDyCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._every != "epoch" and state.global_step % self._every == 0:
             self._end_draw(state)
+        self._pause_before_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)  # before a checkpoint is written, which holds what follows from it
         if args.save_strategy != SaveStrategy.NO:
             self.save_history(args.output_dir)
+        self._pause_before_evaluation(control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._tracker is not None:
+            self._tracker.resume()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
@@ -226,6 +232,10 @@ class TraDyCallback(TrainerCallback):
         already = sum(tensor.nbytes for tensor in own if isinstance(tensor, torch.Tensor)) + self._model.kept_bytes
         self._tracker = PeakTracker(self.trainer.args.device, already, self._model.byte_budget is not None)
         self._stepped = False
+
+    def _pause_before_evaluation(self, control: TrainerControl) -> None:
+        if control.should_evaluate:  # which is no training step
+            self._tracker.pause()
 
     def _end_draw(self, state: TrainerState) -> None:
         """Record and measure the current draw, if it has trained since this was last done."""

@@ -31,7 +31,8 @@ logger = logging.get_logger(__name__)
 BATCHES_COMPARED = 8
 
 # On the CPU, what libraries keep once they have computed (thread pools, compiled kernels) is measured, not predicted.
-CPU_RESERVE = 0.2
+# It grows with the first draws, whose shapes are new, whatever the budget: of a small one it takes a larger share.
+CPU_RESERVE, MOST_CPU_RESERVE, CPU_RESERVE_BYTES = 0.2, 0.45, 16 * MIB
 
 
 class TraDyTrainer(CheckpointingTrainer):
@@ -176,7 +177,10 @@ class TraDyTrainer(CheckpointingTrainer):
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         accumulates = self.args.gradient_accumulation_steps > 1
-        reserve = CPU_RESERVE if self.args.device.type == "cpu" else 0.0
+        reserve = 0.0
+        if self.args.device.type == "cpu":
+            share = CPU_RESERVE_BYTES / (self.model.byte_budget or math.inf)
+            reserve = max(CPU_RESERVE, min(MOST_CPU_RESERVE, share))
         draws = self._num_draws() if self.model.most_kept_bytes else 1
         return StepSetup(cls, kwargs, None, dtype, accumulates, reserve, draws)
 

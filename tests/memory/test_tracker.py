@@ -24,6 +24,20 @@ def test_a_tensor_that_came_and_went_is_measured_until_the_reset():
 
 
 @rss_only
+def test_what_comes_in_a_pause_is_left_out_and_what_stays_of_it_joins_the_baseline():
+    tracker = PeakTracker()
+    torch.ones(32 * MIB, dtype=torch.uint8)
+    tracker.pause()
+    stays, _ = torch.ones(16 * MIB, dtype=torch.uint8), torch.ones(96 * MIB, dtype=torch.uint8).sum()
+    tracker.resume()
+    assert abs(tracker.peak - 32 * MIB) < 2 * MIB and tracker.current < 2 * MIB
+    torch.ones(48 * MIB, dtype=torch.uint8)
+    assert abs(tracker.peak - 48 * MIB) < 2 * MIB and stays.all()
+    tracker.resume()  # without a pause before it, nothing
+    assert abs(tracker.peak - 48 * MIB) < 2 * MIB
+
+
+@rss_only
 def test_what_was_there_already_counts_when_training_answers_for_it():
     assert abs(PeakTracker(already=5 * MIB).peak - 5 * MIB) < 2 * MIB
 
@@ -32,6 +46,8 @@ def test_where_nothing_can_be_measured_there_is_no_number():
     tracker = PeakTracker("meta")
     tracker.reset()
     tracker.sample()
+    tracker.pause()
+    tracker.resume()
     assert tracker.method is None and tracker.peak is None and tracker.current is None
 
 
