@@ -3,7 +3,7 @@
     python benchmarks/strategy_tasks.py data/        # once: the weights and the data
     python benchmarks/strategies.py data/ --search --networks mobilenetv2_100 minilm   # the fields of `informed`
     python benchmarks/strategies.py data/           # some hours on 2 cores; goes on where it was stopped
-    python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady informed
+    python benchmarks/strategies.py data/ --networks minilm --methods full head_only trady --memory_budgets 0.01
 
 Runs `trady compare` once a network, with the learning rate of each method and budget chosen on validation data of the
 first task. Each finished run is a line of benchmarks/results/strategies/<network>/results.jsonl. The search sees
@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("root", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--memory_budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--search", action="store_true", help="search the fields of informed")
     options = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> int:
             network = replace(network, tasks=tuple(f"search/{task}" for task in network.tasks), data=data)
             code = compare(network, grid, RESULTS / "search" / name)
         else:
-            grid = {"methods": options.methods, "memory_budgets": BUDGETS, "seeds": options.seeds}
+            grid = {"methods": options.methods, "memory_budgets": options.memory_budgets, "seeds": options.seeds}
             grid |= {"tuning_tasks": network.tasks[:1]}
             code = compare(network, grid | {"learning_rates": network.learning_rates}, RESULTS / name)
         if code:
