@@ -1,6 +1,6 @@
 """What several networks' results say of a pair of methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from scipy.stats import ttest_rel
@@ -12,13 +12,22 @@ from hf_trady.comparison import Run
 Accuracies = dict[tuple, float]  # (network and task, seed) -> accuracy
 
 
-def accuracies(results: dict[Run, dict], method: str, budget=None) -> Accuracies:
-    """Test accuracy by (task, seed); of a strategy without `budget` the mean over those that it was run with."""
+def accuracies(results: dict[Run, dict], method: str, budgets: Collection | None = None) -> Accuracies:
+    """Test accuracy by (task, seed): of a strategy the mean over `budgets` (all that it was run with); a baseline has
+    none."""
     found: dict[tuple, list[float]] = {}
     for run, figures in results.items():
-        if run.phase == "test" and run.method == method and budget in (None, run.budget):
+        of_budget = budgets is None or run.budget is None or run.budget in budgets
+        if run.phase == "test" and run.method == method and of_budget:
             found.setdefault((run.task, run.seed), []).append(figures["accuracy"])
     return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def compare(results: dict[Run, dict], one: str, other: str, budgets: Collection) -> tuple[float, float, int]:
+    """`difference` of two methods, averaged over those of `budgets` that both were run with."""
+    known = [{run.budget for run in results if run.phase == "test" and run.method == name} for name in (one, other)]
+    shared = [budget for budget in budgets if all(budget in found or None in found for found in known)]
+    return difference(*(accuracies(results, name, shared) for name in (one, other)))
 
 
 def difference(one: Accuracies, other: Accuracies) -> tuple[float, float, int]:

@@ -23,7 +23,7 @@ def planes(x: Tensor) -> Tensor:
 
 def in_memory_order(x: Tensor) -> Tensor:
     """`x`, dense in memory, as a one-dimensional view."""
-    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+    return x.as_strided((x.numel(),), (1,))
 
 
 def num_samples(x: Tensor) -> int:
