@@ -120,7 +120,8 @@ class TraDyConfig(PushToHubMixin):
     optimizer_state: str = field(
         default="reset",
         metadata={
-            "help": "What a new draw does to the optimizer's state: 'reset', or 'carry' for channels that stay active."
+            "help": "What a new draw does to the optimizer's state: 'reset', or 'carry' for channels that stay active "
+            "(not with Adam, whose steps of channels that join would be too large)."
         },
     )
     norm_mode: str = field(
