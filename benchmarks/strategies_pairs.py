@@ -9,6 +9,7 @@ from strategies import NETWORKS
 from hf_trady.comparison import Run
 
 
+TITLES = {"mobilenetv2_100": "MobileNetV2-1.0", "tf_efficientnet_lite0": "EfficientNet-Lite0", "minilm": "MiniLM-L6"}
 Accuracies = dict[tuple, float]  # (network and task, seed) -> accuracy
 
 

@@ -5,14 +5,12 @@
 Reads what is finished in benchmarks/results/strategies and says what is missing.
 """
 
-import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from strategies import BUDGETS, METHODS, NETWORKS, RESULTS
-from strategies_pairs import accuracies, as_text, compare, is_image, mean_of, only
+from strategies_claims import paper_claims, strategies_against_others
+from strategies_pairs import TITLES, accuracies, mean_of
 
 from hf_trady.comparison import BASELINES, Results, Run, summary
 from hf_trady.comparison.charts import plot_accuracy_and_memory, plot_differences
@@ -21,15 +19,6 @@ from hf_trady.memory import MIB
 
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-ALPHA = 0.05
-DEFAULT = "informed"
-TITLES = {"mobilenetv2_100": "MobileNetV2-1.0", "tf_efficientnet_lite0": "EfficientNet-Lite0", "minilm": "MiniLM-L6"}
-CLAIMS = (
-    ("new channels each epoch beat those of the first draw", "trady", "static_topk_random"),
-    ("the top layers beat all layers", "trady", "dynamic_full_random"),
-    ("random channels beat the largest gradients, measured anew each epoch", "trady", "dynamic_rgn"),
-    ("random channels beat the largest gradients, measured once", "trady", "static_rgn"),
-)
 
 
 def main() -> None:
@@ -44,10 +33,11 @@ def main() -> None:
     parts = [
         _setting(),
         _table(together),
-        _claims(together),
-        _targets(together, by_network),
+        paper_claims(together),
+        strategies_against_others(together, by_network),
         _rates(by_network),
         _networks(by_network),
+        _limits(),
         _missing(whole),
     ]
     (DOCS / "evidence.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -109,10 +99,7 @@ fields of `informed` were searched before, on training data alone and with other
 
 | network | tasks | train / test samples | epochs | batch | pixels or tokens | learning rates |
 | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-Few samples, steps and draws and small inputs, as two cores must do it all: accuracies are far below what these
-networks can reach, and an epoch is short. What is compared is how methods order at equal steps."""
+{rows}"""
 
 
 def _table(results: dict[Run, dict]) -> str:
@@ -141,104 +128,6 @@ def _table(results: dict[Run, dict]) -> str:
         "(Benjamini-Hochberg); a star marks p < 0.05.",
     ]
     return "\n".join(lines)
-
-
-def _claims(results: dict[Run, dict]) -> str:
-    lines = [
-        "## The paper's claims",
-        "",
-        "Paired over (network, task, seed), accuracies averaged over the budgets that both methods were run with; in",
-        f"points. *Reproduced*: in the paper's direction with p < {ALPHA}; *not reproduced*: the other way with",
-        f"p < {ALPHA}; else undecided. Seeds of one task are not independent of each other, so the number of tasks",
-        "whose mean difference is positive stands beside.",
-        "",
-        "| claim | comparison | all | images | texts | tasks | verdict |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for claim, one, other in CLAIMS:
-        if not (accuracies(results, one) and accuracies(results, other)):
-            lines.append(f"| {claim} | {one} - {other} | - | - | - | - | not run |")
-            continue
-        found = [
-            compare(part, one, other, BUDGETS)
-            for part in (results, only(results, is_image), only(results, lambda run: not is_image(run)))
-        ]
-        tasks = sorted({run.task for run in results})
-        by_task = [compare(only(results, lambda run, t=task: run.task == t), one, other, BUDGETS)[0] for task in tasks]
-        cells = [as_text(*figures) for figures in found]
-        cells += [f"{sum(points > 0 for points in by_task)} of {len(tasks)}", _verdict(*found[0][:2])]
-        lines.append(f"| {claim} | {one} - {other} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_propositions()])
-
-
-def _propositions() -> list[str]:
-    lines = [
-        "Two more claims: layers rank alike for all tasks (correlation of 0.8 or more), and stochastic gradients have",
-        "tails heavier than Gaussian (tail index below 2). Gradients of 20 SGD steps, two tasks and two seeds each:",
-        "rank correlation between these runs, least / mean, and tail index, least / greatest.",
-        "",
-        "| network | layers by RGN | channels within layers | tail index | verdicts |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    for name in NETWORKS:
-        path = RESULTS / "rank" / name / "agreement.json"
-        if path.is_file():
-            found = json.loads(path.read_text())
-            layers, channels = (_off_diagonal(found[key]) for key in ("layers", "channels"))
-            tails = list(itertools.chain(*found["tail_index"].values()))
-            lines.append(
-                f"| {TITLES[name]} | {min(layers):.2f} / {np.mean(layers):.2f} | {min(channels):.2f} / "
-                f"{np.mean(channels):.2f} | {min(tails):.2f} / {max(tails):.2f} | "
-                f"{_holds(min(layers) >= 0.8)}, {_holds(max(tails) < 2)} |"
-            )
-    return lines
-
-
-def _targets(results: dict[Run, dict], by_network: dict[str, Results]) -> str:
-    methods = sorted({run.method for run in results} - {DEFAULT})
-    lines = [
-        f"## `{DEFAULT}` against the others",
-        "",
-        "Differences in points. The second column averages the budgets that the other method was run with.",
-        "",
-        "| against | mean | " + " | ".join(f"{budget:g}" for budget in BUDGETS) + " |",
-        "| --- | " + "---: | " * (len(BUDGETS) + 1),
-    ]
-    for method in methods:
-        cells = [compare(results, DEFAULT, method, budgets) for budgets in (BUDGETS, *([b] for b in BUDGETS))]
-        lines.append(f"| {method} | {' | '.join(as_text(*cell) for cell in cells)} |")
-    texts = only(results, lambda run: not is_image(run))
-    smallest = compare(texts, DEFAULT, "static_rgn", BUDGETS[:1])
-    largest = compare(results, DEFAULT, "full", BUDGETS[-1:])
-    lines += [
-        "",
-        f"- On texts at the smallest budget, against `static_rgn`: {as_text(*smallest)}.",
-        f"- At the largest budget, against full fine-tuning: {as_text(*largest)}.",
-        "",
-        "At no more measured peak memory than the other method takes, the best budget of it:",
-        "",
-        f"| network | task | against | its peak, MiB | peak of {DEFAULT}, MiB | difference, points |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
-        *(line for name, known in by_network.items() for line in _at_equal_memory(name, known)),
-    ]
-    return "\n".join(lines)
-
-
-def _at_equal_memory(name: str, results: Results) -> list[str]:
-    rows = [row for row in summary(results) if row["peak_bytes"] is not None]
-    lines = []
-    for task in NETWORKS[name].tasks:
-        for other in [row for row in rows if row["method"] in ("lora", "paca")]:
-            fitting = [r for r in rows if r["method"] == DEFAULT and r["peak_bytes"] <= other["peak_bytes"]]
-            called = other["method"] + (f" {other['budget']:g}" if other["budget"] else "")
-            start = f"| {TITLES[name]} | {task} | {called} | {other['peak_bytes'] / MIB:,.0f} | "
-            if not fitting:
-                lines.append(f"{start}more at every budget | - |")
-                continue
-            best = max(fitting, key=lambda row: row["peak_bytes"])
-            points = 100 * (best["by_task"][task][0] - other["by_task"][task][0])
-            lines.append(f"{start}{best['peak_bytes'] / MIB:,.0f} | {points:+.2f} |")
-    return lines
 
 
 def _networks(by_network: dict[str, Results]) -> str:
@@ -285,6 +174,18 @@ def _rates_of(method: str, results: Results) -> str:
     return ", ".join(f"{found[budget]:g}" for budget in (None, *BUDGETS) if budget in found)
 
 
+def _limits() -> str:
+    return """## Limits
+
+- Small: two cores did it all. Few samples, steps and draws, and small inputs; accuracies are far below what these
+  networks can reach. What is compared is how methods order at equal steps.
+- AdamW, where the paper trains by SGD, longer and on larger images; a TraDy's batch-norms keep their statistics, those
+  of full fine-tuning, LoRA and the head alone move.
+- A learning rate is the best of a grid whose steps are a factor of three, on one task and one seed. Between two of its
+  rates accuracy can fall from the best to chance, so part of a difference may be the grid's.
+- Three seeds a task. The t-tests take the seeds of one task for independent pairs, which they are not quite."""
+
+
 def _missing(whole: set[tuple]) -> str:
     missing = {
         method: [budget for budget in _budgets_of(method) if (method, budget) not in whole] for method in METHODS
@@ -305,22 +206,8 @@ def _missing(whole: set[tuple]) -> str:
 # ---- Small things ---------------------------------------------------------------------------------------------------
 
 
-def _off_diagonal(matrix: list[list[float]]) -> list[float]:
-    return [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i < j]
-
-
 def _cell(row: dict | None) -> str:
     return "-" if row is None else f"{100 * row['accuracy']:.2f} ± {100 * row['std']:.2f}"
-
-
-def _holds(found: bool) -> str:
-    return "reproduced" if found else "not reproduced"
-
-
-def _verdict(points: float, p: float) -> str:
-    if not p < ALPHA:
-        return "undecided"
-    return "reproduced" if points > 0 else "not reproduced"
 
 
 if __name__ == "__main__":
