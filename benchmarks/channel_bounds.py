@@ -38,8 +38,7 @@ from hf_trady.targets import find_heads, find_layers
 
 
 RESULTS = Path(__file__).parent / "results" / "channel_bounds.json"
-
-
+BATCH_SIZE = 32
 ESTIMATES = ("bound", "moments", "projected", "other batches")
 
 
@@ -87,7 +86,7 @@ def measure(model_args: ModelArguments, data_args: DataArguments, num_steps: int
     data = load_data(data_args)
     model = make_model(model_args, None, data).train()
     train, _, collator, _ = load_datasets(model_args, None, model, data)
-    loader = DataLoader(train, 32, shuffle=True, collate_fn=collator, drop_last=True)
+    loader = DataLoader(train, BATCH_SIZE, shuffle=True, collate_fn=collator, drop_last=True)
     layers = find_layers(model, find_heads(model, None), None)
     batch = next(iter(loader))
     costs = cost_table(model, {name: value for name, value in batch.items() if name != "labels"}).subset(layers)
@@ -123,7 +122,8 @@ def main() -> None:
     found = {}
     for name, network in NETWORKS.items():
         for task in network.tasks:
-            data_args = DataArguments(str(options.root / task), **network.data)
+            samples = {"max_train_samples": 2 * BATCH_SIZE * options.num_steps}
+            data_args = DataArguments(str(options.root / task), **network.data | samples)
             runs = [measure(network.model(options.root), data_args, options.num_steps, seed) for seed in options.seeds]
             found[f"{name} {task}"] = runs
             for kind in ESTIMATES:

@@ -5,8 +5,10 @@
 Reads what is finished in benchmarks/results/strategies and says what is missing.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from strategies import BUDGETS, METHODS, NETWORKS, RESULTS
 from strategies_claims import paper_claims, strategies_against_others
@@ -19,6 +21,7 @@ from hf_trady.memory import MIB
 
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+ESTIMATES = RESULTS.parent / "channel_bounds.json"
 
 
 def main() -> None:
@@ -37,6 +40,7 @@ def main() -> None:
         strategies_against_others(together, by_network),
         _rates(by_network),
         _networks(by_network),
+        _estimates(),
         _limits(),
         _missing(whole),
     ]
@@ -118,8 +122,8 @@ def _table(results: dict[Run, dict]) -> str:
     for method in sorted(smallest, key=lambda name: -smallest[name]):
         row = [_cell(cells.get((method, budget)) or cells.get((method, None))) for budget in BUDGETS]
         everywhere = all((method, budget) in cells for budget in _budgets_of(method))
-        mean = f"{100 * mean_of(accuracies(results, method)):.2f}" if everywhere else "-"
-        lines.append(f"| {method} | {' | '.join(row)} | {mean} |")
+        overall = f"{100 * mean_of(accuracies(results, method)):.2f}" if everywhere else "-"
+        lines.append(f"| {method} | {' | '.join(row)} | {overall} |")
     lines += [
         "",
         "![Paired differences between methods](evidence_differences.png)",
@@ -172,6 +176,30 @@ def _rates(by_network: dict[str, Results]) -> str:
 def _rates_of(method: str, results: Results) -> str:
     found = {run.budget: run.learning_rate for run in results if run.phase == "test" and run.method == method}
     return ", ".join(f"{found[budget]:g}" for budget in (None, *BUDGETS) if budget in found)
+
+
+def _estimates() -> str:
+    if not ESTIMATES.is_file():
+        return "## How well cheap estimates rank channels\n\nNot run."
+    found = json.loads(ESTIMATES.read_text())
+    lines = [
+        "## How well cheap estimates rank channels",
+        "",
+        "By `benchmarks/channel_bounds.py`: Spearman's rank correlation with the true norms of the channels' gradients,",
+        "within layers / over all channels per unit of memory; mean over the seeds. *Bound* is the norm of a channel's",
+        "input times that of the output's gradient, *moments* takes both for independent over positions, *projected* is",
+        "what `measure` does by default, and *other batches* are the true norms of other batches.",
+        "",
+        "| network, task | " + " | ".join(next(iter(found.values()))[0]) + " |",
+        "| --- | " + "---: | " * len(next(iter(found.values()))[0]),
+    ]
+    for name, runs in found.items():
+        means = [
+            " / ".join(f"{mean(run[kind][key] for run in runs):.2f}" for key in ("within_layers", "all_channels"))
+            for kind in runs[0]
+        ]
+        lines.append(f"| {name} | {' | '.join(means)} |")
+    return "\n".join(lines)
 
 
 def _limits() -> str:
