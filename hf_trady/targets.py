@@ -1,14 +1,18 @@
 """Which modules of a model train whole, which may train by channel, and which are refused."""
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .layers import SPARSE_LAYERS, keeps_beside, why_unsupported
 from .matching import matches
 
 
-# What transformers calls the heads of its classification and question-answering models.
+# Of transformers: the models in which everything but the backbone is new, and what the head is called where a model
+# has no backbone by that name.
+CLASSIFIERS = re.compile(r"For(\w+Classification|QuestionAnswering|MultipleChoice)")
 HEAD_NAMES = ("classifier", "score", "qa_outputs")
 
 
@@ -44,15 +48,16 @@ def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]
 
     Args:
         model: The base model.
-        modules_to_save: Name suffixes; None takes the classifier that a timm model names, or else the direct children
-            that transformers would call a head. A causal language model then has none.
+        modules_to_save: Name suffixes; None takes the classifier that a timm model names, or else what a transformers
+            model for classification, question answering or multiple choice has outside its backbone, or else direct
+            children that are called as heads are. A causal language model then has none.
 
     Raises:
         ValueError: If a suffix matches nothing, or a head is quantized.
     """
     names = [name for name, _ in model.named_modules() if name]
     if modules_to_save is None:
-        heads = _timm_classifiers(model) or [name for name, _ in model.named_children() if name in HEAD_NAMES]
+        heads = _timm_classifiers(model) or _outside_backbone(model)
         heads = [name for name in heads if next(model.get_submodule(name).parameters(), None) is not None]
     else:
         _refuse_idle("modules_to_save", modules_to_save, names, model)
@@ -153,6 +158,14 @@ def _timm_classifiers(model: nn.Module) -> list[str]:
             classifier = [classifier] if isinstance(classifier, str) else list(classifier)
             names += [f"{prefix}.{name}" if prefix else name for name in classifier]
     return names
+
+
+def _outside_backbone(model: nn.Module) -> list[str]:
+    children = [name for name, _ in model.named_children()]
+    backbone = getattr(model, "base_model_prefix", None)
+    if isinstance(model, PreTrainedModel) and backbone in children and CLASSIFIERS.search(type(model).__name__):
+        return [name for name in children if name != backbone]
+    return [name for name in children if name in HEAD_NAMES]
 
 
 def _is_inside(name: str, modules) -> bool:

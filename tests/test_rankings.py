@@ -6,7 +6,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from hf_trady import LayerRanking, TraDyConfig, TraDyModel
 from hf_trady.rankings import shipped_rankings
 
-from .tiny import conv_net
+from .tiny import conv_net, image_batch, ranking_of, timm_net, timm_wrapper
 
 
 def minilm_config(**kwargs) -> BertConfig:
@@ -39,3 +39,12 @@ def test_a_ranking_can_be_renamed_and_cut():
     ranking = LayerRanking({"rgn": {"a": 1.0, "b": 2.0}, "lara": {"a": 3.0, "b": 1.0}}, {"a": [1, 2], "b": [3, 4]})
     renamed = ranking.renamed({"b": "net.b"})
     assert renamed.layers() == ["net.b"] and renamed.shapes == {"net.b": [3, 4]}
+
+
+@pytest.mark.parametrize("there, here", [(timm_net, timm_wrapper), (timm_wrapper, timm_net)])
+def test_a_ranking_fits_the_same_architecture_under_another_prefix(there, here, tmp_path):
+    images, _ = image_batch(size=32)
+    ranked = TraDyModel(there(), TraDyConfig(strategy="dynamic_full_random"), images)
+    ranking_of(ranked.costs).save_pretrained(tmp_path)
+    model = TraDyModel(here(), TraDyConfig(layer_ranking=str(tmp_path)), images)
+    assert set(model.layer_ranking.shapes) == {row.name for row in model.costs} and model.report().active_layers > 0

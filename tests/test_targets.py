@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -59,6 +60,28 @@ def test_every_linear_and_convolution_is_a_layer_but_the_head_and_the_output_emb
     head = [n for n in everything if any(n == h or n.startswith(h + ".") for h in heads) or n == "lm_head"]
     assert layers_of(model, heads) == [name for name in everything if name not in head]
     assert set(head) == set(heads) or head == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    "kind, sizes, heads",
+    [
+        ("DistilBert", {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}, ["pre_classifier", "classifier"]),
+        (
+            "DebertaV2",
+            {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            ["pooler", "classifier"],
+        ),
+        (
+            "Bart",
+            {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+            ["classification_head"],
+        ),
+    ],
+)
+def test_all_that_is_new_in_a_classifier_trains_whole(kind, sizes, heads):
+    config = getattr(transformers, f"{kind}Config")(vocab_size=40, **sizes)
+    assert find_heads(getattr(transformers, f"{kind}ForSequenceClassification")(config), None) == heads
+    assert find_heads(getattr(transformers, f"{kind}Model")(config), None) == []
 
 
 def test_a_named_head_replaces_the_models_own_and_nested_names_collapse_to_the_outermost():

@@ -65,7 +65,8 @@ def build_base_model(
         name: Hub id, path or timm architecture.
         task: A key of `AUTO_CLASSES`; None for a plain timm model.
         directory: Holds the base model's `config.json`, if it had one.
-        tensors: What the run saved whole: tells how many classes the head of a plain timm model has.
+        tensors: What the run saved whole, by state-dict key: tells how many classes the head of a plain timm model
+            has, and what the base model need not have.
         **kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `trust_remote_code` of transformers.
 
     Raises:
@@ -75,14 +76,16 @@ def build_base_model(
         raise ValueError("the saved run does not name its base model; pass base_model=")
     try:
         if (directory / "config.json").is_file():
-            return _transformers_model(name, task, directory, kwargs)
+            return _transformers_model(name, task, directory, tensors, kwargs)
         return _timm_model(name, tensors)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"can't build the base model '{name}' ({reason}); pass base_model=") from error
 
 
-def _transformers_model(name: str, task: str | None, directory: Path, kwargs: dict) -> nn.Module:
+def _transformers_model(
+    name: str, task: str | None, directory: Path, tensors: Mapping[str, Tensor], kwargs: dict
+) -> nn.Module:
     trusted = kwargs.get("trust_remote_code", False)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
     if timm.is_model(name):
@@ -96,7 +99,16 @@ def _transformers_model(name: str, task: str | None, directory: Path, kwargs: di
     if quantization is not None and not hasattr(AutoConfig.from_pretrained(name, **kwargs), "quantization_config"):
         del config.quantization_config  # says that the weights are quantized already, which these are not
         kwargs = kwargs | {"quantization_config": BitsAndBytesConfig.from_dict(quantization)}
-    return AUTO_CLASSES[task][0].from_pretrained(name, config=config, ignore_mismatched_sizes=True, **kwargs)
+    model, loaded = AUTO_CLASSES[task][0].from_pretrained(
+        name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+    )
+    new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])} - tensors.keys()
+    if new:
+        raise ValueError(
+            f"neither it nor the run holds '{min(new)}', which was new or resized; name its module in modules_to_save "
+            "when you fine-tune"
+        )
+    return model
 
 
 def _timm_model(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -1,7 +1,7 @@
 """The layer rankings that ship: one for each architecture that the project has measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -21,14 +21,14 @@ def find_ranking(path: str, layers: Mapping[str, Sequence[nn.Module]], prefix: s
     Args:
         path: What `TraDyConfig.layer_ranking` takes.
         layers: By name, the modules that share this name's weight.
-        prefix: As of `shipped_ranking`.
+        prefix: As of `shipped_ranking`. A ranking of the same architecture under another prefix, or under none, fits.
 
     Raises:
         ValueError: If none ships, or the one at `path` is corrupt.
         FileNotFoundError: If there is none at `path`.
     """
     if path != "auto":
-        return LayerRanking.from_pretrained(path)
+        return _under(LayerRanking.from_pretrained(path), layers, prefix)
     firsts = {name: modules[0] for name, modules in layers.items()}
     shapes = {name: (num_channels(layer), math.prod(channel_shape(layer))) for name, layer in firsts.items()}
     return shipped_ranking(shapes, prefix)
@@ -53,6 +53,15 @@ def shipped_ranking(shapes: Mapping[str, tuple[int, int]], prefix: str = "") -> 
         "layer_ranking='auto' finds no ranking of this architecture; they ship for "
         f"{', '.join(shipped_rankings())}; leave layer_ranking out to have one measured"
     )
+
+
+def _under(ranking: LayerRanking, layers: Iterable[str], prefix: str) -> LayerRanking:
+    """`ranking` with the names of `layers`, if these differ from its own by what stands before the architecture's."""
+    firsts = {name.partition(".")[0] for name in ranking.shapes}
+    there = firsts.pop() if len(firsts) == 1 else ""
+    ranked = {_without(there, name): name for name in ranking.shapes}
+    names = {ranked.get(_without(prefix, name)): name for name in layers}
+    return ranking if None in names or ranking.shapes.keys() >= set(layers) else ranking.renamed(names)
 
 
 def _without(prefix: str, name: str) -> str:

@@ -35,6 +35,21 @@ def test_a_transformers_model_is_built_from_what_the_run_names(tmp_path):
     assert not different_keys(copy_of_state(model), copy_of_state(loaded))
 
 
+def test_what_neither_the_base_nor_the_run_holds_is_named(tmp_path):
+    bert().save_pretrained(tmp_path / "base")
+    batch = token_batch()
+    for heads, name in ((None, "frozen"), (["classifier", "word_embeddings"], "saved")):
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(base.config.vocab_size + 2)
+        model = wrap(base, inputs_of(batch), modules_to_save=heads)
+        train(model, batch, 2)
+        model.save_pretrained(tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds 'bert.embeddings.word_embeddings.weight', .* in modules_to_save"):
+        TraDyModel.from_pretrained(tmp_path / "frozen")
+    loaded = TraDyModel.from_pretrained(tmp_path / "saved")
+    assert not different_keys(copy_of_state(model), copy_of_state(loaded))
+
+
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
 def test_a_timm_model_is_built_from_its_architecture(tmp_path, monkeypatch, wrapped):
     """timm's own weights come from the Hub: a file on disk stands in for them."""
