@@ -38,7 +38,7 @@ class Conversion:
             make_sparse(module)
         for _, module in outside(model, heads):
             kind = sparse_type(module)
-            is_wanted = kind is not None and (kind.beside or (kind.keeps_input and lean_backward != "off"))
+            is_wanted = kind is not None and (kind.beside or lean_backward != "off")
             if is_wanted and why_unsupported(module) is None:
                 make_sparse(module)
         make_model_lean(model, [module for _, module in outside(model, heads)], lean_backward)

@@ -119,7 +119,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
             self._batch = example_inputs, None
             try:
                 self._fit_when_possible()
-            except ValueError:
+            except Exception:
                 self.merge_and_unload()
                 raise
 

@@ -224,6 +224,7 @@ def max_batch_size(
     limit = trady.byte_budget if budget is None else parse_budget(budget).value
     if limit is None or (budget is not None and parse_budget(budget).kind != "bytes"):
         raise ValueError(f"budget={budget!r} is not allowed; it must be bytes such as '256MiB'")
+    limit = int(limit * (1 - trials.setup.reserve))
     fitted = trady.fitted or (FittedBudget(trady.budget) if trady.byte_budget is None else None)
 
     def peak(samples: int) -> int:

@@ -116,7 +116,7 @@ class ChannelSampler:
     @property
     def least(self) -> int:
         """The fewest units that a draw can cost."""
-        return min(row.space for row in self.pool) + self.bias_units
+        return min(row.space for row in self.pool.by_input()) + self.bias_units
 
     def capacity(self, names: Iterable[str], pool: CostTable, budget: int) -> int:
         """Most weight elements that any draw of `budget` units from `pool` can hold in the layers `names`."""
@@ -124,7 +124,8 @@ class ChannelSampler:
         if self.strategy.within_budget:
             return max_weight_units(pool, budget - self.bias_units, names)
         drawn = ((self.costs[name], index) for name, index in self.draw(0).items() if name in names)
-        return sum(row.weight_per_channel * len(index) for row, index in drawn)
+        single = max((self.costs[name].weight_per_channel for name in names), default=0)  # is tried alone
+        return max(single, sum(row.weight_per_channel * len(index) for row, index in drawn))
 
     def draw_blindly(self) -> list[str]:
         """Draw, from now on, as if what is not known yet made no difference; returns a sentence about each."""

@@ -65,7 +65,7 @@ class DrawTrials:
 
     def unit_range(self, first: int) -> tuple[int, int]:
         costs = self.model.costs.subset(self.layers[first:])
-        return min(self._units_of_channel(row.name) for row in costs), costs.total_units + self._bias_units
+        return min(row.space for row in costs.by_input()) + self._bias_units, costs.total_units + self._bias_units
 
     def steps(self, fitted: FittedBudget | None = None) -> list[StepMemory]:
         """The steps of the heaviest draws at `fitted` (default: the model's own budget), the heaviest first."""
@@ -91,7 +91,9 @@ class DrawTrials:
 
     def _weight(self, selection: dict[str, Tensor]) -> int:
         """Elements that `selection` keeps. Its gradients don't count: they are as large whatever is drawn."""
-        return sum(self.model.costs[name].activation_per_channel * len(index) for name, index in selection.items())
+        costs = self.model.costs
+        slices = sum(row.activation_per_channel * channels for row, channels in costs.kept(selection))
+        return slices + sum(costs[name].whole_activation for name in selection)
 
     @property
     def _bias_units(self) -> int:
@@ -105,12 +107,11 @@ class DrawTrials:
     def _path(self, name: str, left_out: tuple[str, ...]) -> StepMemory:
         """The step in which one channel of layer `name` trains."""
         if (name, left_out) not in self._paths:
-            self._fit(FittedBudget(self._units_of_channel(name), left_out))
+            inputs = self.model.costs.subset(self.model._targets).by_input()  # layers that share one train together
+            units = inputs[self.model.costs[name].input_name].space + self._bias_units
+            self._fit(FittedBudget(units, left_out))
             self._paths[name, left_out] = self._run({name: torch.tensor([0])})
         return self._paths[name, left_out]
-
-    def _units_of_channel(self, name: str) -> int:
-        return self.model.costs[name].space + self._bias_units
 
     def _fit(self, fitted: FittedBudget) -> None:
         self.model._sampler.fitted = fitted

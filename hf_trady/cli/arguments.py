@@ -1,6 +1,7 @@
 """The arguments of a verb: a help that fits a screen, a YAML file, and errors of one line."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ class VerbParser(HfArgumentParser):
     def __init__(self, classes: Sequence[type], verb: str, description: str, main: Sequence[str], example: str):
         super().__init__(classes, prog=f"trady {verb}", description=description, add_help=False)
         self.main, self.example = list(main), example
+        for action in self._actions:
+            if action.nargs == "+" and not action.required:
+                action.nargs = "*"  # an empty list is one
         self.add_argument("-h", "--help", action="store_true", help="Show the main arguments.")
         self.add_argument("--help_all", action="store_true", help="Show every argument.")
         config = self.add_argument("--config", metavar="FILE.yaml", help="Take arguments from this file.")
@@ -103,4 +107,6 @@ def _with_config(arguments: list[str]) -> list[str]:
 def _as_arguments(key: str, value: Any) -> list[str]:
     if value is None:
         return []
+    if isinstance(value, dict):
+        value = json.dumps(value)
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "dev"), "test": ("test",)}
@@ -45,7 +46,15 @@ class ManyDataArguments(DataArguments):
     dataset_name: list[str] = field(metadata={"help": "One data set a task, each as 'trady train' takes it."})
 
     def each(self) -> list[DataArguments]:
-        """The arguments of every single task."""
+        """The arguments of every single task.
+
+        Raises:
+            ValueError: If two would have the same name.
+        """
+        names = [Path(name).stem for name in self.dataset_name]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"dataset_name: {len(names)} tasks, but more than one is called '{twice[0]}'; rename one")
         shared = {f.name: getattr(self, f.name) for f in fields(DataArguments)}
         return [DataArguments(**shared | {"dataset_name": name}) for name in self.dataset_name]
 
@@ -82,7 +91,13 @@ def load_data(args: DataArguments) -> Data:
         ValueError: If a column can't be found; the message lists those that are there.
         FileNotFoundError: If the dataset can't be found.
     """
-    splits = _load_splits(args)
+    try:
+        splits = _load_splits(args)
+    except DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"can't read dataset_name='{args.dataset_name}' ({reason}); all files must have the same columns"
+        ) from error
     features = splits["train"].features
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     is_image = args.image_column_name is not None or bool(images and args.text_column_name is None)
@@ -96,7 +111,7 @@ def load_data(args: DataArguments) -> Data:
     candidates += [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     label = _pick("label_column_name", args.label_column_name, candidates, features)
     if not isinstance(features[label], ClassLabel):
-        splits = splits.class_encode_column(label)
+        splits = _encoded(splits, label)
     evaluation = next((splits[name] for name in ("validation", "test") if name in splits), None)
     if evaluation is None:
         parts = splits["train"].train_test_split(test_size=args.train_val_split, seed=0, stratify_by_column=label)
@@ -143,6 +158,13 @@ def _split_of(file: Path, files: int) -> str:
 
 def _delimiter(path: Path) -> dict:
     return {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+
+
+def _encoded(splits: DatasetDict, label: str) -> DatasetDict:
+    """`splits` with the values of column `label` numbered, the same in all of them."""
+    splits = splits.cast_column(label, Value("string"))
+    names = {name for split in splits.values() for name in split.unique(label)} - {None}
+    return splits.cast_column(label, ClassLabel(names=sorted(names)))
 
 
 def _pick(name: str, given: str | None, candidates: list[str], features) -> str:

@@ -84,6 +84,8 @@ def run(model_args: ModelArguments, config: TraDyArguments, args: PlanArguments)
     model, inputs = _load(model_args, args, config.revision)
     model = model.to(_dtype(args.dtype))
     if args.gradient_checkpointing:
+        if not hasattr(model, "gradient_checkpointing_enable"):
+            raise ValueError("gradient_checkpointing is for transformers models only, and this is one of timm")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     training = TrainingArguments(output_dir=args.output_dir or "unused", optim=args.optim, report_to="none")
     optimizer = Trainer.get_optimizer_cls_and_kwargs(training)

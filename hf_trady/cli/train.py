@@ -14,8 +14,9 @@ from sklearn.metrics import accuracy_score
 from transformers import EvalPrediction, TrainingArguments, set_seed
 
 from ..config import TraDyConfig
+from ..history import DrawHistory
 from ..model import TraDyModel
-from ..plots import plot_layer_updates
+from ..reporting.charts import plot_updates
 from ..training import TraDyTrainer
 from ..training.progress import use_epoch_table
 from .arguments import VerbParser
@@ -85,7 +86,7 @@ def run(
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    card = {"dataset": Path(data_args.dataset_name).name}
+    card = {} if Path(data_args.dataset_name).exists() else {"dataset": data_args.dataset_name}
     if training_args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -94,8 +95,8 @@ def run(
     if not trainer.is_world_process_zero():
         return code, None
     output = Path(training_args.output_dir)
-    selections = [model.draw(epoch) for epoch in range(model.epoch + 1)]
-    plot_layer_updates(model.costs, selections, output / "layer_updates.png", title=model_args.model_name_or_path)
+    history = DrawHistory.from_pretrained(output)
+    plot_updates(history, output / "layer_updates.png", title=model_args.model_name_or_path)
     print(model.report())
     model.print_trainable_parameters()
     print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")

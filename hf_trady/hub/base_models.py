@@ -59,7 +59,7 @@ def task_type(model: nn.Module) -> str | None:
 def build_base_model(
     name: str | None, task: str | None, directory: Path, tensors: Mapping[str, Tensor], **kwargs: Any
 ) -> nn.Module:
-    """The base model of a saved run, with the weights that it started from.
+    """The base model of a saved run, in evaluation mode, with the weights that it started from.
 
     Args:
         name: Hub id, path or timm architecture.
@@ -76,8 +76,8 @@ def build_base_model(
         raise ValueError("the saved run does not name its base model; pass base_model=")
     try:
         if (directory / "config.json").is_file():
-            return _transformers_model(name, task, directory, tensors, kwargs)
-        return _timm_model(name, tensors)
+            return _transformers_model(name, task, directory, tensors, kwargs).eval()
+        return _timm_model(name, tensors).eval()
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"can't build the base model '{name}' ({reason}); pass base_model=") from error

@@ -38,11 +38,12 @@ def model_card(
         config: Of the run; names the base model and the task.
         model_name: What the model is called: a repository id, if it is known.
         facts: What to tell in a table: name -> text.
-        metrics: Results on evaluation data: name -> value.
+        metrics: Results on evaluation data: name -> value. What is no number is left out.
         datasets: Names of what was trained on.
         **data: More metadata, such as `language`, `license` and `tags`, as `ModelCardData` takes it.
     """
-    metrics, task = dict(metrics or {}), PIPELINE_TAGS.get(config.task_type)
+    metrics = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+    task = PIPELINE_TAGS.get(config.task_type)
     dataset = datasets[0] if datasets else "the evaluation data"
     results = [
         EvalResult(task or "other", dataset, dataset, name, round(value, 6), metric_name=name)

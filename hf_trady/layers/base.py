@@ -27,7 +27,6 @@ class SparseLayer(StandIn):
 
     Attributes:
         leading_dims: How many leading dimensions of `channel_view(weight)`, 1 or 2, enumerate input channels.
-        keeps_input: Whether the plain layer's backward keeps all of its input even when the weight is frozen.
         beside: Whether the weight stays as it is (it is quantized), and what trains is kept beside it.
         shares_input: Whether layers of this kind that are given the same input keep one slice of it between them.
         active_index: Sorted indices of the active input channels, int64 `[n]`; None when there is none.
@@ -42,7 +41,6 @@ class SparseLayer(StandIn):
     own_attributes = ("active_index", "active_view", "shared_slice", "epilogue", "probe", "by_output")
     transient_attributes = ("active_view",)  # a view with a graph
     leading_dims: ClassVar[int]
-    keeps_input: ClassVar[bool] = False
     beside: ClassVar[bool] = False
     shares_input: ClassVar[bool] = False
     active_index: Tensor | None = None
@@ -96,7 +94,9 @@ class SparseLayer(StandIn):
         return None
 
     def _ready_epilogue(self) -> Epilogue | None:
-        return self.epilogue if self.epilogue is not None and self.epilogue.is_ready() else None
+        # A hook sees, and may replace, what the layer itself gives.
+        ready = self.epilogue is not None and not self._forward_hooks and self.epilogue.is_ready()
+        return self.epilogue if ready else None
 
     def _probed_call(self) -> "ProbedCall | None":
         return None if self.probe is None else self.probe.begin()

@@ -40,7 +40,7 @@ class _ConvFunction(torch.autograd.Function):
             ctx.output_format = memory_format(output)
             x_active = None
             if active is not None:
-                x_active = x if by_output else take_channels(x, index)
+                x_active = conv.used(x if by_output else take_channels(x, index), weight.shape)
             ctx.by_output = by_output
             ctx.save_for_backward(x_active, weight, index, scale, bits)
         return output
@@ -100,7 +100,6 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     """`nn.Conv2d` that trains some of its input channels."""
 
     leading_dims = 2  # group, channel within the group
-    keeps_input = True
 
     def num_channels(self) -> int:
         return self.in_channels

@@ -94,6 +94,12 @@ class Convolution:
         )[1]
         return self._kernel_in(grad) if self._is_uneven else grad
 
+    def used(self, x: Tensor, weight_shape: torch.Size) -> Tensor:
+        """What of x the gradient of the weight reads: of a strided pointwise convolution, some of its pixels."""
+        if not self._is_pointwise(weight_shape) or self.stride == (1, 1):
+            return x
+        return _strided(x, self.stride).contiguous(memory_format=memory_format(x))
+
     def _is_pointwise(self, weight_shape: torch.Size) -> bool:
         """Whether each output pixel is a product of the weight and one pixel of x."""
         return tuple(weight_shape[2:]) == (1, 1) and self.groups == 1 and not any(self.pads)
@@ -159,10 +165,16 @@ def _grad_x_pointwise(grad_output: Tensor, weight: Tensor, out: Tensor) -> Tenso
     return out
 
 
+def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    return x[..., :: stride[0], :: stride[1]]
+
+
 def _grad_weight_pointwise(grad_output: Tensor, x_active: Tensor, stride: tuple[int, int]) -> Tensor:
     """`[n, C']`, by one matrix product that reads the output's gradient once."""
-    x_used = x_active[..., :: stride[0], :: stride[1]]
+    x_used = _strided(x_active, stride) if x_active.shape[2:] != grad_output.shape[2:] else x_active
     if memory_format(grad_output) == torch.channels_last:
         rows = x_used.permute(0, 2, 3, 1).flatten(0, 2)
         return rows.t() @ grad_output.permute(0, 2, 3, 1).flatten(0, 2)
+    if x_used.shape[1] > x_used.shape[2:].numel():  # one product a sample would be larger than the gradient
+        return x_used.transpose(0, 1).flatten(1) @ grad_output.transpose(0, 1).flatten(1).t()
     return (x_used.flatten(2) @ grad_output.flatten(2).transpose(1, 2)).sum(0)

@@ -84,7 +84,8 @@ class SparseFullyConnected(SparseLayer):
         if self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(x)
         epilogue = self._ready_epilogue() if x.requires_grad or self.active_view is not None else None
-        if self.active_view is None and epilogue is None:
+        keeps_cast = x.requires_grad and torch.is_autocast_enabled(x.device.type)  # the weight's, a copy a call
+        if self.active_view is None and epilogue is None and not keeps_cast:
             return super().forward(x)
         return self._sparse_forward(x, epilogue)
 

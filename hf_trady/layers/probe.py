@@ -52,7 +52,16 @@ class Probe:
         call.kept = None
 
     def norms(self) -> Tensor:
-        """The estimate of every channel's norm, float32 `[C]`."""
+        """The estimate of every channel's norm, float32 `[C]`.
+
+        Raises:
+            ValueError: If the layer was not called a second time with gradients on, where backward came by.
+        """
+        if any(call.kept is not None for call in self.calls):
+            raise ValueError(
+                "the second forward did not pass where the backward of the first one did, as with reentrant gradient "
+                "checkpointing; set use_reentrant=False, or call measure(dataloader, how='in_parts')"
+            )
         if not isinstance(self._sum, Tensor):
             return torch.zeros(self.layer.num_channels())
         squares = self._sum.float()

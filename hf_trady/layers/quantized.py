@@ -67,7 +67,6 @@ class SparseQuantized(SparseFullyConnected):
     """
 
     own_attributes = (*SparseFullyConnected.own_attributes, "kept")
-    keeps_input = True
     beside = True
     kept: KeptChannels | None = None
 

@@ -22,15 +22,18 @@ CHUNK_BYTES = 1 << 22
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """`dropout(softmax(q k^T * scale + mask)) v`; q `[B, H, T, D]`, k and v `[B, H, S, D]`, mask like the product."""
+    """`dropout(softmax(q k^T * scale + mask)) v`, `causal` or with a mask.
+
+    q is `[B, H, T, D]`, k and v are `[B, H, S, D]`, the mask is like the product.
+    """
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, scale, p):
-        ctx.scale, ctx.factor = scale, 1 / keep_probability(p)
+    def forward(ctx, query, key, value, mask, causal, scale, p):
+        ctx.scale, ctx.factor, ctx.causal = scale, 1 / keep_probability(p), causal
         output = torch.empty_like(query[..., :1].expand(*query.shape[:-1], value.shape[-1]))
         bits = []
         for part in _parts(query, key):
-            weights = _weights(query[part], key[part], _of(mask, part), scale)
+            weights = _weights(query[part], key[part], _of(mask, part), causal, scale)
             bits.append(drawn_bits(weights.numel(), p, query.device))
             output[part] = dropped(weights, bits[-1], ctx.factor) @ value[part]
         ctx.save_for_backward(query, key, value, mask, torch.cat(bits, 1))
@@ -45,7 +48,7 @@ class _DropoutAttention(torch.autograd.Function):
         sizes = [-(-len(query[part]) * query.shape[1] * query.shape[2] * key.shape[2] // 8) for part in parts]
         for part, part_bits in zip(parts, bits.split(sizes, 1), strict=True):
             part_bits = part_bits.contiguous()
-            weights = _weights(query[part], key[part], _of(mask, part), ctx.scale)
+            weights = _weights(query[part], key[part], _of(mask, part), ctx.causal, ctx.scale)
             grad = grad_output[part]
             grads[2][part] = dropped(weights, part_bits, ctx.factor).transpose(-1, -2) @ grad
             grad = dropped(grad @ value[part].transpose(-1, -2), part_bits, ctx.factor)
@@ -53,11 +56,13 @@ class _DropoutAttention(torch.autograd.Function):
             grads[0][part] = grad @ key[part]
             grads[1][part] = grad.transpose(-1, -2) @ query[part]
             del weights, grad  # before the next part's exist
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     scores = (query * scale) @ key.transpose(-1, -2)
+    if causal:  # made anew rather than kept by every layer
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None and mask.dtype == torch.bool:
         scores.masked_fill_(~mask, float("-inf"))
     elif mask is not None:
@@ -96,11 +101,11 @@ def lean_attention_forward(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     is_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     length = query.shape[2]
-    if is_causal and attention_mask is None and length > 1:
+    causal = is_causal and attention_mask is None and length > 1
+    if causal:
         key, value = key[:, :, :length], value[:, :, :length]
-        attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril()
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _DropoutAttention.apply(query, key, value, attention_mask, scaling, dropout)
+    output = _DropoutAttention.apply(query, key, value, attention_mask, causal, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None
 
 

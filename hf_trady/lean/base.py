@@ -12,7 +12,7 @@ from ..standin import StandIn
 class LeanModule(StandIn):
     """Mixin for a subclass of a module that isn't updated and computes the same with less kept for backward.
 
-    In eval, `no_grad` and generate it is the plain module.
+    In eval and generate it is the plain module; under `no_grad`, too, but for dropout in training mode.
 
     Attributes:
         exact: Whether its gradients are those of the plain module to float rounding.
@@ -30,18 +30,19 @@ class Absorbable(LeanModule):
 
     own_attributes = ("_done",)
     transient_attributes = ("_done",)
-    _done: weakref.ref | None = None
+    _done: tuple[weakref.ref, ...] = ()
 
     def mark_done(self, output: Tensor) -> None:
         """`output` has been through this module."""
-        self._done = weakref.ref(output)
+        self._done = (*self._done, weakref.ref(output))
 
     def is_done(self, x: Tensor) -> bool:
         """Whether `x`, with which this module is called, has been through it already; asks once."""
-        done, self._done = self._done, None
-        return done is not None and done() is x
+        awaited = tuple(done for done in self._done if done() is not x)
+        found, self._done = len(awaited) < len(self._done), awaited
+        return found
 
     def forget(self) -> bool:
         """Expect no output any more; returns whether one that was marked as done has not come by."""
-        awaited, self._done = self._done is not None, None
+        awaited, self._done = bool(self._done), ()
         return awaited

@@ -73,11 +73,12 @@ def plot_sparsity(run: RunRecord, path: str | os.PathLike) -> None:
     _save(figure, path)
 
 
-def plot_updates(history: DrawHistory, path: str | os.PathLike) -> None:
+def plot_updates(history: DrawHistory, path: str | os.PathLike, title: str = "") -> None:
     """Write a PNG of the share of each layer's channels that each draw updated."""
     numbers = range(max(history.draws) + 1)
     active = [history.draws[number].active if number in history.draws else {} for number in numbers]
-    plot_layer_updates(history.costs, [{name: range(n) for name, n in one.items()} for one in active], path)
+    selections = [{name: range(n) for name, n in one.items()} for one in active]
+    plot_layer_updates(history.costs, selections, path, title=title)
 
 
 def plot_coverage(history: DrawHistory, path: str | os.PathLike) -> None:

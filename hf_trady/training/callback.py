@@ -10,9 +10,10 @@ from transformers.utils import can_return_loss, find_labels, logging
 
 from ..guard import StepGuard
 from ..history import DrawHistory
+from ..layers import is_sharded
 from ..memory import MIB, PeakTracker, verdict
 from ..model import TraDyModel
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import last_whole_checkpoint, refuse_other_draws
 from .distributed import refuse_unsupported
 from .measuring import measure
 
@@ -73,6 +74,7 @@ class TraDyCallback(TrainerCallback):
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
+        self._refuse_early_optimizer()
         self.peaks, self._epoch = {}, None
         self.skipped_steps = max((entry.get("trady/skipped_steps", 0) for entry in state.log_history), default=0)
         self._guard, self._skipped_in_a_row = StepGuard(self._model), 0
@@ -82,6 +84,7 @@ class TraDyCallback(TrainerCallback):
             self.history = self._begun_history(args, state) or DrawHistory.of(self._model)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._tracker.resume()
         self._tracker.reset()  # writing a checkpoint is no training step
         # Not by `state.epoch` alone: of a stream, whose length the Trainer doesn't know, it counts other epochs.
         self._epoch = int(state.epoch) if self._epoch is None else self._epoch + 1
@@ -89,6 +92,7 @@ class TraDyCallback(TrainerCallback):
             self._redraw(self._epoch)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._tracker.resume()
         if self._every != "epoch":
             self._redraw(state.global_step // self._every)
         self._guard.begin()
@@ -113,10 +117,6 @@ class TraDyCallback(TrainerCallback):
         if args.save_strategy != SaveStrategy.NO:
             self.save_history(args.output_dir)
         self._pause_before_evaluation(control)
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._tracker is not None:
-            self._tracker.resume()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.save_history(args.output_dir)  # so that it goes as far as any checkpoint to resume from
@@ -171,11 +171,22 @@ class TraDyCallback(TrainerCallback):
     def _load_known(self, checkpoint: Path) -> None:
         """Draw as the run did that is resumed. Its weights and its optimizer are there by now."""
         model, active = self._model, self._model.active
+        refuse_other_draws(model.trady_config, checkpoint)
         model.load_known(checkpoint)
         if model.active is not active:
             raise ValueError(
                 f"the budget of this model buys other draws than it did in '{checkpoint}'; call "
                 "model.load_known(checkpoint) before you make the Trainer"
+            )
+
+    def _refuse_early_optimizer(self) -> None:
+        held = {id(parameter) for group in self.trainer.optimizer.param_groups for parameter in group["params"]}
+        flat = [parameter for parameter in self._model.active.flat if parameter.numel() and not is_sharded(parameter)]
+        if any(id(parameter) not in held for parameter in flat):
+            raise ValueError(
+                "the optimizer lacks the Parameter of the active channels, so it would train the head alone: it was "
+                "made before the model knew what it draws from; pass optimizer_cls_and_kwargs=, or make it once "
+                "model.is_ready"
             )
 
     def _redraw(self, number: int) -> None:
@@ -244,6 +255,7 @@ class TraDyCallback(TrainerCallback):
         self._stepped = False
         if self.history is not None:
             self.history.add(self._model, state.global_step)
+        self._tracker.resume()
         self._measure()
 
     def _measure(self) -> None:

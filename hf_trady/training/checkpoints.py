@@ -15,8 +15,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
+from ..config import CONFIG_NAME, TraDyConfig
 from ..files import read_json, write_text
 from ..history import HISTORY_NAME
+from ..memory import parse_budget
 
 
 logger = logging.get_logger(__name__)
@@ -26,6 +28,12 @@ SEAL_NAME = "trady_checkpoint.json"
 
 STAGING = "_unfinished"
 """Where in the output directory a checkpoint is written, until it is complete."""
+
+DRAWN_BY = (
+    "strategy", "importance", "tau", "num_layers", "ranking_coverage", "channels_per_layer", "scheme",
+    "target_modules", "exclude_modules", "modules_to_save", "train_bias", "resample_every", "seed",
+)  # fmt: skip
+"""Fields of a config that, beside the budget, decide what trains when."""
 
 _CHUNK = 2**20
 
@@ -92,6 +100,26 @@ class CheckpointingTrainer(Trainer):
         if looked_for and (state.best_global_step == state.global_step or best.is_dir()):
             return str(best)
         return state.best_model_checkpoint
+
+
+def refuse_other_draws(config: TraDyConfig, checkpoint: str | os.PathLike) -> None:
+    """Refuse to go on from a checkpoint whose draws, to which its optimizer state belongs, are not those of `config`.
+
+    Raises:
+        ValueError: Names the fields that differ.
+    """
+    if not (Path(checkpoint) / CONFIG_NAME).is_file():
+        return
+    saved = TraDyConfig.from_pretrained(checkpoint)
+    other = [name for name in DRAWN_BY if getattr(saved, name) != getattr(config, name)]
+    if parse_budget(saved.memory_budget) != parse_budget(config.memory_budget):
+        other.insert(0, "memory_budget")
+    if other:
+        changes = ", ".join(f"{name}={getattr(saved, name)!r} there, {getattr(config, name)!r} here" for name in other)
+        raise ValueError(
+            f"can't resume from '{checkpoint}' with another config ({changes}); use the one that it was made with, or "
+            "begin a new run with TraDyModel.from_pretrained of it"
+        )
 
 
 def refuse_unwritable(args: TrainingArguments) -> None:

@@ -29,7 +29,7 @@ def in_one_line(trainer: Trainer) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+    except (RuntimeError, ValueError, LookupError, MemoryError) as error:
         raised = _as_known(error, trainer)
         if raised is None:
             raise
@@ -101,6 +101,13 @@ def _wrong_id(found: re.Match, trainer: Trainer) -> Exception:
     )
 
 
+def _missing_metric(found: re.Match, trainer: Trainer) -> Exception:
+    return ValueError(
+        f"metric_for_best_model='{found[1]}' is none of the metrics of the evaluation; let compute_metrics "
+        "(--metrics) give it, or take loss"
+    )
+
+
 _KNOWN: dict[str, Callable[[re.Match, Trainer], Exception]] = {
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)": _dead_worker,
     r"Target (-?\d+) is out of bounds": _wrong_label,
@@ -109,4 +116,5 @@ _KNOWN: dict[str, Callable[[re.Match, Trainer], Exception]] = {
     ),
     r"Expected more than 1 value per channel when training": _one_value,
     r"index out of range in self": _wrong_id,
+    r"`metric_for_best_model` training argument is set to '([^']+)'": _missing_metric,
 }

@@ -42,7 +42,12 @@ class InterruptionCallback(TrainerCallback):
                 self._before[number] = before
                 signal.signal(number, self._receive)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None = None, *_) -> None:
+        self._put_back()
+        if kind is None and self._received is not None:  # it came after the last step
+            signal.raise_signal(self._received)
+
+    def _put_back(self) -> None:
         while self._before:
             number, before = self._before.popitem()
             signal.signal(number, before)
@@ -50,7 +55,7 @@ class InterruptionCallback(TrainerCallback):
     def _receive(self, number: int, frame) -> None:
         if os.getpid() != self._process:
             return  # a worker of a data loader, which has a part in the step that is to end well
-        self.__exit__()  # a second signal does what it did before
+        self._put_back()  # a second signal does what it did before
         self._received = number
         name = signal.Signals(number).name
         # Not by print, which may be what was interrupted.

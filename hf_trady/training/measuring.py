@@ -28,7 +28,8 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model.train()
         loader = trainer.get_train_dataloader
         if held_out and trainer.eval_dataset is not None:
-            loader = trainer.get_eval_dataloader
+            several = isinstance(trainer.eval_dataset, dict)
+            loader = partial(trainer.get_eval_dataloader, next(iter(trainer.eval_dataset)) if several else None)
         model.measure(
             loader(),
             num_steps=1 if held_out else num_steps,
@@ -59,7 +60,10 @@ def warm_up(trainer: Trainer, model: TraDyModel) -> None:
 
 def _compute_loss(trainer: Trainer, _: nn.Module, batch) -> Tensor:
     with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-        return trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+        inputs, items = trainer._prepare_inputs(batch), None
+        if trainer.compute_loss_func is not None:  # it may count on the number, as in training
+            items = trainer._get_num_items_in_batch([inputs], trainer.args.device)
+        return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
 
 
 def agree(value):

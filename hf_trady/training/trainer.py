@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +20,13 @@ from ..memory import MIB, PeakTracker, StepSetup
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
-from .checkpoints import CheckpointingTrainer, flaw, last_whole_checkpoint, refuse_unwritable
+from .checkpoints import (
+    CheckpointingTrainer,
+    flaw,
+    last_whole_checkpoint,
+    refuse_other_draws,
+    refuse_unwritable,
+)
 from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .faults import in_one_line
 from .interruption import InterruptionCallback
@@ -137,6 +144,8 @@ class TraDyTrainer(CheckpointingTrainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
+        if checkpoint is not None:
+            refuse_other_draws(model.trady_config, checkpoint)
         fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
         if model.costs is None or fits:
@@ -150,7 +159,7 @@ class TraDyTrainer(CheckpointingTrainer):
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
         """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
         with kept_random_states():
-            if self.args.gradient_checkpointing:
+            if self.args.gradient_checkpointing and not self.is_in_train:  # in training, the Trainer has done so
                 model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             dataloader = self.get_train_dataloader()
             batch = self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader))
@@ -175,7 +184,8 @@ class TraDyTrainer(CheckpointingTrainer):
     def step_setup(self) -> StepSetup:
         """What a step of this Trainer does besides the model, as its arguments say."""
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        own = self.optimizer_cls_and_kwargs
+        cls, kwargs = own if own is not None else self.get_optimizer_cls_and_kwargs(self.args, self.model)
         accumulates = self.args.gradient_accumulation_steps > 1
         reserve = 0.0
         if self.args.device.type == "cpu":
@@ -201,6 +211,8 @@ class TraDyTrainer(CheckpointingTrainer):
         logits = model(*args)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(logits, labels, num_items_in_batch=num_items_in_batch)
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes  # DDP averages; the number is that of all processes
         else:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
@@ -276,8 +288,11 @@ class TraDyTrainer(CheckpointingTrainer):
         if self.args.load_best_model_at_end:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            super()._save(output_dir, state_dict={})  # everything but the weights
-            (Path(output_dir) / SAFE_WEIGHTS_NAME).unlink()
+            with TemporaryDirectory() as beside:  # the base model's weights may lie in `output_dir`
+                super()._save(beside, state_dict={})
+                shutil.copytree(
+                    beside, output_dir, ignore=shutil.ignore_patterns(SAFE_WEIGHTS_NAME), dirs_exist_ok=True
+                )
         # A sharded model is put together by all processes.
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
         if self.args.should_save:

@@ -16,8 +16,8 @@ class GreedyStrategy(Strategy):
     """Gradient norm per unit of memory, largest first (S-Det RGN and D-Det RGN of the paper).
 
     Measuring every channel's gradient at once takes the memory of full fine-tuning, once or, for `dynamic_rgn`, before
-    every epoch: in that form it breaks the budget. By default the gradients are therefore measured in parts, each of
-    which is inside the budget (see `measure_gradients`), which takes a pass over the batches a part.
+    every epoch: in that form it breaks the budget. By default they are therefore estimated from projections, inside
+    the budget (see `TraDyModel.measure`, whose `how="in_parts"` measures them exactly, in a pass a part).
     """
 
     scores: str = "gradient"
