@@ -192,7 +192,7 @@ row that is not there, was not measured yet.
 - **Step** is the median of {steps} steps in a process that leaves glibc's allocator alone, with huge pages: handing
   freed blocks back at once, as the other process does, makes every method slower, by a factor of 1.5 to 2 here.
   Each step is followed by one of full fine-tuning in the same process; *step / full* is the median of these ratios,
-  as the machine's own speed varies by a third.
+  as the machine's own speed varies, at times several-fold.
 - Where an image network ran in both memory layouts, a row shows the one in which its method is faster.
 - Weights are random, which changes neither bytes nor time. In TraDy's rows {share:.0%} of the input channels of every
   layer outside the head train, and norms keep their statistics; "lean" without "exact" keeps 8 bits of what GELU,

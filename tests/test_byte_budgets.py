@@ -131,3 +131,19 @@ def test_a_peak_above_the_budget_makes_the_next_draw_smaller_and_is_logged(tmp_p
     assert all(entry["trady/predicted_peak_bytes"] <= 4 * 2**20 for entry in logged)
     callback = next(c for c in trainer.callback_handler.callbacks if hasattr(c, "verdict"))
     assert callback.verdict().endswith("budget 4 MiB: exceeded in 3 of 3 draws")
+
+
+@pytest.mark.parametrize(
+    "kind, fields",
+    [
+        ("bert", {"target_modules": ["query", "value"]}),
+        ("conv", {"strategy": "sparse_update", "scheme": {"pointwise": 0.5}}),
+    ],
+)
+def test_layers_that_train_together_or_never_alone_are_fitted_too(kind, fields):
+    make, batch = MODELS[kind]
+    with pytest.raises(ValueError, match="impossible") as error:
+        wrap(make(), inputs_of(batch), "1KB", **fields)
+    model = wrap(make(), inputs_of(batch), str(error.value).split("'")[-2], **fields)
+    assert model.report().active_channels >= 1
+    assert all(loss == loss for loss in train(model, batch))

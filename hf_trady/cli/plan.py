@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..config import TraDyConfig
-from ..memory import StepSetup
+from ..memory import StepSetup, parse_budget, reserved_share
 from ..planner import max_batch_size, plan
 from ..plots import plot_memory
 from .arguments import VerbParser
@@ -89,7 +89,12 @@ def run(model_args: ModelArguments, config: TraDyArguments, args: PlanArguments)
         model.gradient_checkpointing_enable({"use_reentrant": False})
     training = TrainingArguments(output_dir=args.output_dir or "unused", optim=args.optim, report_to="none")
     optimizer = Trainer.get_optimizer_cls_and_kwargs(training)
-    setup = StepSetup(*optimizer, autocast_dtype=torch.bfloat16 if args.bf16 else None)
+    budget = parse_budget(config.memory_budget)
+    setup = StepSetup(
+        *optimizer,
+        autocast_dtype=torch.bfloat16 if args.bf16 else None,
+        reserve=reserved_share(budget.value if budget.kind == "bytes" else None, training.device),
+    )
     found = plan(model, config, inputs, setup=setup)
     print(found)
     result = found.to_dict()

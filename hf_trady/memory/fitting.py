@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from ..files import read_json, write_text
 
 
@@ -16,6 +18,17 @@ MIB = 2**20
 # Of what a budget leaves above the cheapest selection, the gradient path down to the first layer may take this share.
 # At 1 the deepest layer that fits would leave no bytes for channels: a pool of all layers and a draw of one channel.
 PATH_SHARE = 0.5
+
+# On the CPU, what libraries keep once they have computed (thread pools, compiled kernels) is measured, not predicted.
+# It grows with the first draws, whose shapes are new, whatever the budget: of a small one it takes a larger share.
+CPU_RESERVE, MOST_CPU_RESERVE, CPU_RESERVE_BYTES = 0.2, 0.45, 16 * MIB
+
+
+def reserved_share(byte_budget: int | None, device: torch.device) -> float:
+    """The share of a budget in bytes that a [`TraDyTrainer`] on `device` leaves to libraries (`StepSetup.reserve`)."""
+    if device.type != "cpu":
+        return 0.0
+    return max(CPU_RESERVE, min(MOST_CPU_RESERVE, CPU_RESERVE_BYTES / (byte_budget or math.inf)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..memory import MIB, PeakTracker, StepSetup
+from ..memory import MIB, PeakTracker, StepSetup, reserved_share
 from ..model import TraDyModel
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
@@ -36,10 +36,6 @@ from .measuring import agree, kept_random_states, measure, warm_up
 logger = logging.get_logger(__name__)
 
 BATCHES_COMPARED = 8
-
-# On the CPU, what libraries keep once they have computed (thread pools, compiled kernels) is measured, not predicted.
-# It grows with the first draws, whose shapes are new, whatever the budget: of a small one it takes a larger share.
-CPU_RESERVE, MOST_CPU_RESERVE, CPU_RESERVE_BYTES = 0.2, 0.45, 16 * MIB
 
 
 class TraDyTrainer(CheckpointingTrainer):
@@ -187,10 +183,7 @@ class TraDyTrainer(CheckpointingTrainer):
         own = self.optimizer_cls_and_kwargs
         cls, kwargs = own if own is not None else self.get_optimizer_cls_and_kwargs(self.args, self.model)
         accumulates = self.args.gradient_accumulation_steps > 1
-        reserve = 0.0
-        if self.args.device.type == "cpu":
-            share = CPU_RESERVE_BYTES / (self.model.byte_budget or math.inf)
-            reserve = max(CPU_RESERVE, min(MOST_CPU_RESERVE, share))
+        reserve = reserved_share(self.model.byte_budget, self.args.device)
         draws = self._num_draws() if self.model.most_kept_bytes else 1
         return StepSetup(cls, kwargs, None, dtype, accumulates, reserve, draws)
 

@@ -3,7 +3,9 @@ import pytest
 from hf_trady.cli.arguments import VerbParser
 from hf_trady.cli.compare import CompareArguments
 from hf_trady.cli.config import TraDyArguments
+from hf_trady.cli.data import DataArguments
 from hf_trady.cli.main import main
+from hf_trady.cli.train import TrainArguments
 
 
 def parse(arguments: list[str]):
@@ -37,3 +39,24 @@ def test_a_wrong_argument_is_one_line_and_code_2(tmp_path, capsys):
         printed = capsys.readouterr().err if isinstance(refused.value, SystemExit) else str(refused.value)
         assert printed.strip().count("\n") == 0 and ("ta" in printed)
     assert main(["train", "--config", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_fields_of_the_config_take_all_their_forms(tmp_path):
+    def config(*arguments):
+        parser = VerbParser((TraDyArguments,), "train", "Train.", (), "trady train")
+        return parser.parse([*arguments])[0][0]
+
+    assert config().train_bias is False and config("--train_bias").train_bias is True
+    assert config("--train_bias", "1").train_bias == 1 and config("--train_bias", "false").train_bias is False
+    assert config("--target_modules", ".*attention.*").target_modules == ".*attention.*"
+    assert config("--target_modules", "query").target_modules == ["query"]
+    assert config("--modules_to_save").modules_to_save == []
+    with pytest.raises(ValueError, match="train_bias='some' is not allowed"):
+        config("--train_bias", "some")
+
+
+def test_a_file_may_hold_mappings_and_empty_lists(tmp_path):
+    (tmp_path / "run.yaml").write_text("lr_scheduler_kwargs: {num_cycles: 2}\noutput_dir: out\nmetrics: []")
+    parser = VerbParser((DataArguments, TrainArguments), "train", "Train.", (), "trady train")
+    data, training = parser.parse(["--dataset_name", "photos", "--config", str(tmp_path / "run.yaml")])[0]
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2} and data.metrics == []

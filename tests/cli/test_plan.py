@@ -54,3 +54,8 @@ def test_an_unknown_model_is_refused(tmp_path, capsys):
 def test_the_largest_batch_is_found_on_request(capsys):
     assert main([*TIMM, "--memory_budget", "4MiB", "--find_batch_size", "True"]) == 0
     assert "Largest batch size for 4MiB" in capsys.readouterr().out
+
+
+def test_checkpointing_of_a_timm_network_is_refused(capsys):
+    assert main(["plan", "--model_name_or_path", "mobilenetv2_100", "--gradient_checkpointing"]) == 2
+    assert "for transformers models only" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, TimmWrapperForImageClassification
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.cli.data import DataArguments, load_data
 from hf_trady.cli.main import main
 from hf_trady.cli.models import _text_datasets
 
@@ -142,3 +143,21 @@ def test_two_processes_by_the_launcher(text_run, tmp_path):
     output = tmp_path / "run"
     launch_two("-m", "hf_trady", "train", *text_run, "--output_dir", output, "--use_cpu", "True")
     assert results(output)["eval_accuracy"] > 0.8
+
+
+def test_classes_have_the_same_numbers_in_every_split(tmp_path):
+    rows = {"train": [("a", "x"), ("b", "y"), ("c", "z")] * 4, "test": [("b", "y"), ("c", "z")]}
+    for split, pairs in rows.items():
+        lines = ["text,label", *(f"{text},{label}" for text, label in pairs)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+    data = load_data(DataArguments(str(tmp_path)))
+    assert data.labels == ["x", "y", "z"] and data.eval["label"][:] == [1, 2]
+    (tmp_path / "test.csv").write_text("text\nb")
+    with pytest.raises(ValueError, match=r"can't read dataset_name=.* same columns"):
+        load_data(DataArguments(str(tmp_path)))
+
+
+def test_a_metric_that_is_not_there_is_one_line(text_run, tmp_path, capsys):
+    best = ["--load_best_model_at_end", "True", "--metric_for_best_model", "f1"]
+    assert main(["train", *text_run, "--output_dir", str(tmp_path), *best]) != 0
+    assert "metric_for_best_model='f1' is none of the metrics" in capsys.readouterr().err.splitlines()[-1]

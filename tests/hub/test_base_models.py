@@ -98,3 +98,12 @@ def test_code_of_a_repository_is_not_run_unless_asked_for(tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code"):
         TraDyModel.from_pretrained(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_loaded_model_is_in_evaluation_mode_until_it_is_trained(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("mobilenetv2_035").state_dict(), weights)
+    monkeypatch.setattr("timm.models._builder._resolve_pretrained_source", lambda cfg: ("file", str(weights)))
+    wrap(timm.create_model("mobilenetv2_035", pretrained=True), torch.zeros(1, 3, 32, 32)).save_pretrained(tmp_path)
+    loaded = TraDyModel.from_pretrained(tmp_path)
+    assert not loaded.training and not any(module.training for module in loaded.merge_and_unload().modules())

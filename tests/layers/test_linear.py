@@ -18,7 +18,7 @@ from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from hf_trady.layers import why_unsupported
+from hf_trady.layers import make_sparse, why_unsupported
 from hf_trady.lean.gates import Gate
 
 
@@ -188,3 +188,19 @@ def test_an_activation_behind_it_is_done_in_place_and_part_by_part(index, output
 def test_falcons_layer_with_a_bias_is_refused_by_name():
     assert why_unsupported(FalconLinear(4, 3, bias=False)) is None
     assert "FalconLinear adds its bias by itself" in why_unsupported(FalconLinear(4, 3, bias=True))
+
+
+def test_a_frozen_layer_keeps_no_copy_of_its_weight_under_autocast():
+    layer = make_sparse(nn.Linear(16, 32))
+    layer.weight.requires_grad_(False)
+    plain, x = nn.Linear(16, 32), torch.randn(4, 16, requires_grad=True)
+    plain.load_state_dict(layer.state_dict())
+    plain.weight.requires_grad_(False)
+    kept, grads = [], []
+    for net in (plain, layer):
+        with recorded_saves() as saved, torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        kept.append([t for t in saved if t.numel() == layer.weight.numel() and t.dtype == torch.bfloat16])
+        grads.append(torch.autograd.grad(y.float().square().sum(), x)[0])
+    assert kept[0] and not kept[1]
+    torch.testing.assert_close(*grads)

@@ -119,3 +119,13 @@ def test_calls_without_gradients_are_looked_at_neither_time():
     loss(layer, x)
     handle.remove()
     assert torch.allclose(probe.norms(), channel_norms(plain, plain.weight.grad), rtol=1e-4)
+
+
+def test_a_second_forward_that_does_not_come_by_is_told():
+    layer = make_sparse(nn.Linear(6, 24))
+    layer.weight.requires_grad_(False)
+    layer.active_index, layer.active_view = torch.tensor([0]), torch.zeros(1, 24, requires_grad=True)
+    layer.probe = Probe(layer, 8, torch.Generator())
+    layer(torch.randn(5, 6)).sum().backward()
+    with pytest.raises(ValueError, match="reentrant"):
+        layer.probe.norms()

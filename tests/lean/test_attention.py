@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_trady.lean import attention
-from hf_trady.lean.attention import LEAN_SDPA, make_attention_lean, make_attention_plain
+from hf_trady.lean.attention import LEAN_SDPA, lean_attention_forward, make_attention_lean, make_attention_plain
 from hf_trady.lean.bits import unpack
 from hf_trady.lean.dropout import drawn_bits, keep_probability
 
@@ -83,3 +84,10 @@ def test_a_left_padded_batch_of_a_causal_model_trains_finitely():
     loss = model(**batch).loss
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_causal_mask_is_not_kept():
+    query, key, value = (torch.randn(2, 2, 8, 4, requires_grad=True) for _ in range(3))
+    with recorded_saves() as saved:
+        lean_attention_forward(nn.Module(), query, key, value, None, dropout=0.1, is_causal=True)
+    assert not [t for t in saved if t.dtype == torch.bool]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from hf_trady.fake import fake_copy, fake_inputs, fake_mode
 from hf_trady.lean import Chain, find_chains, make_model_lean
 
 from ..test_whole_models import llama
+from ..tiny import wrap
 
 
 def chains(model, size=16):
@@ -80,3 +83,29 @@ def test_real_networks():
     resnet = chains(torchvision.models.resnet18(), 32)  # calls one ReLU twice a block
     assert len(resnet) == 20 and sum(chain.activation is not None for chain in resnet) == 9
     assert len(chains(timm.create_model("resnetv2_50"), 32)) < 54  # normalizes before it convolves
+
+
+class Shared(nn.Module):
+    """Two layers, whose outputs one activation takes in turn, as it does whatever a hook makes of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.act, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        first, second = self.first(x), self.second(x)
+        return self.head(self.act(first) + self.act(second))
+
+
+@pytest.mark.parametrize("hook", [None, lambda module, args, output: 2 * output, lambda *_: None])
+def test_an_activation_of_two_layers_is_applied_once_to_each(hook):
+    torch.manual_seed(0)
+    plain, x = Shared(), torch.randn(4, 6, requires_grad=True)
+    model = wrap(copy.deepcopy(plain), x.detach(), lean_backward="exact").train()
+    for net in (plain, model.base_model):
+        if hook is not None:
+            net.first.register_forward_hook(hook)
+    expected, actual = plain(x), model(x)
+    torch.testing.assert_close(actual, expected)
+    grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (expected, actual)]
+    torch.testing.assert_close(grads[1], grads[0])

@@ -11,7 +11,7 @@ from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
 from hf_trady.training.checkpoints import SEAL_NAME, STAGING, flaw, last_whole_checkpoint, seal
 
-from ..tiny import Rows, copy_of_state, different_keys, gpt2, lm_batch
+from ..tiny import Rows, conv_net, copy_of_state, different_keys, gpt2, image_batch, lm_batch
 from .runs import TASKS, image_rows, make_trainer
 
 
@@ -157,3 +157,19 @@ def test_the_best_checkpoint_is_known_by_its_final_name(tmp_path):
     assert best == tmp_path / f"checkpoint-{trainer.state.best_global_step}" and flaw(best) is None
     saved = [json.loads((path / "trainer_state.json").read_text()) for path in tmp_path.glob("checkpoint-*")]
     assert 1 <= len(saved) <= 2 and all(state["best_model_checkpoint"] == str(best) for state in saved)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("other", [{"memory_budget": 0.5}, {"seed": 3}, {"strategy": "static_full_random"}])
+def test_another_config_is_refused_by_what_differs(plain, other, tmp_path):
+    example = image_batch(4, 16)[0]
+
+    def trainer(**fields):
+        config = TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | fields)
+        return make_trainer(
+            tmp_path, model=TraDyModel(conv_net(), config, example), plain=plain, save_strategy="steps", save_steps=2
+        )
+
+    trainer().train()
+    with pytest.raises(ValueError, match=f"another config .*{next(iter(other))}=.* there, .* here"):
+        trainer(**other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerCallback
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
-from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer
+from hf_trady import TraDyCallback, TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
 
 from ..tiny import Rows, bert, conv_net, copy_of_state, different_keys, image_batch, token_batch
@@ -256,3 +256,56 @@ def test_a_model_that_is_no_tradymodel_is_refused(tmp_path):
         TraDyTrainer(model=conv_net(), args=arguments(tmp_path))
     with pytest.raises(ValueError, match="no whole checkpoint to resume from"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_optimizer_that_was_made_too_early_is_refused(plain, tmp_path):
+    example = image_batch(4, 16)[0] if plain else None
+    model = TraDyModel(conv_net(), TraDyConfig(0.3, "dynamic_full_random"), example)
+    optimizer = torch.optim.SGD(model.base_model.parameters(), lr=0.1)
+    kind = Trainer if plain else TraDyTrainer
+    trainer = kind(model, arguments(tmp_path), train_dataset=image_rows(), optimizers=(optimizer, None))
+    if plain:
+        trainer.add_callback(TraDyCallback(trainer))
+    with pytest.raises(ValueError, match=r"optimizer lacks .* optimizer_cls_and_kwargs"):
+        trainer.train()
+
+
+def test_weights_of_the_base_model_beside_a_run_stay(tmp_path):
+    bert().save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    base = BertForSequenceClassification.from_pretrained(tmp_path)
+    trainer = make_trainer(tmp_path, "bert", model=TraDyModel(base, TraDyConfig(0.3, "dynamic_full_random")))
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    loaded = TraDyModel.from_pretrained(tmp_path)
+    assert not different_keys(copy_of_state(trainer.model), copy_of_state(loaded))
+
+
+def test_a_loss_that_counts_on_the_number_of_items_is_given_it_wherever_it_is_asked(tmp_path):
+    def loss(outputs, labels, num_items_in_batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    trainer = make_trainer(tmp_path, "bert", config={"strategy": "trady"}, compute_loss_func=loss)
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize("strategy", ["dynamic_full_random", "velocity"])
+def test_none_of_several_evaluations_counts_as_training(strategy, tmp_path, monkeypatch):
+    sets = {"one": image_rows(), "other": image_rows(8)}
+    trainer = make_trainer(
+        tmp_path, config={"strategy": strategy}, eval_dataset=sets, eval_strategy="steps", eval_steps=1
+    )
+    paused = []
+    step = trainer.prediction_step
+
+    def prediction_step(*args, **kwargs):
+        tracker = trainer._redraws._tracker
+        paused.append(tracker is None or tracker._paused_at is not None)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "prediction_step", prediction_step)
+    trainer.train()
+    assert len(paused) > 6 and all(paused)
