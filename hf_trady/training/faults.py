@@ -116,5 +116,5 @@ _KNOWN: dict[str, Callable[[re.Match, Trainer], Exception]] = {
     ),
     r"Expected more than 1 value per channel when training": _one_value,
     r"index out of range in self": _wrong_id,
-    r"`metric_for_best_model` training argument is set to '([^']+)'": _missing_metric,
+    r"`metric_for_best_model` training argument is set to '(?:eval_)?([^']+)'": _missing_metric,
 }

@@ -84,7 +84,7 @@ def test_depthwise_with_a_multiplier(multiplier, kernel):
 @pytest.mark.parametrize("bias", [False, True])
 def test_pointwise_with_a_stride(stride, bias):
     conv = fill(nn.Conv2d(5, 4, 1, stride=stride, bias=bias).double(), 1)
-    for size in [(7, 8), (4, 9)]:
+    for size in [(7, 8), (4, 9), (2, 1)]:
         x = torch.randn(2, 5, *size, dtype=torch.float64)
         for index in ([3], [0, 4], list(range(5))):
             check_against_autograd(conv, x, index)

@@ -1,13 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from against_autograd import recorded_saves
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from hf_trady.layers import make_sparse
 from hf_trady.layers.convolution import Convolution
 from hf_trady.memory.storages import StorageLog
 
@@ -71,24 +68,3 @@ def test_the_gradient_of_a_known_shape_takes_no_more_memory_than_itself():
         conv.grad_x(grad, x.shape, weight)
     allocated = sum(event.self_cpu_memory_usage for event in measured.events() if event.self_cpu_memory_usage > 0)
     assert x.nbytes <= allocated < 1.1 * x.nbytes
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("size", [3, 8])
-def test_a_strided_pointwise_convolution_keeps_the_pixels_that_it_reads(size, last):
-    form = torch.channels_last if last else torch.contiguous_format
-    layer = make_sparse(nn.Conv2d(12, 5, 1, stride=2)).to(memory_format=form)
-    x = torch.randn(2, 12, size, size).to(memory_format=form)
-    plain = nn.Conv2d(12, 5, 1, stride=2)
-    plain.load_state_dict(layer.state_dict())
-    plain(x).square().sum().backward()
-    layer.weight.requires_grad_(False)
-    layer.active_index = torch.tensor([0, 3, 4, 5, 6, 7, 9, 10, 11])
-    active = plain.weight.detach()[:, layer.active_index].transpose(0, 1).contiguous().requires_grad_()
-    layer.active_view = active
-    with recorded_saves() as saved:
-        y = layer(x)
-    y.square().sum().backward()
-    torch.testing.assert_close(active.grad, plain.weight.grad[:, layer.active_index].transpose(0, 1))
-    pixels = -((-size // 2) ** 2)
-    assert max(t.numel() for t in saved if t.dim() == 4 and t.shape[0] == 2) == 2 * 9 * pixels

@@ -28,7 +28,7 @@ def test_outputs_and_gradients_are_those_of_the_formula_with_the_bits_that_were_
     allowed = (torch.arange(5) < lengths[:, None])[:, None, None].expand(3, 1, 5, 5)
     mask = {"none": None, "bool": allowed, "float": torch.where(allowed, 0.0, -1e9).double()}[masked]
     torch.manual_seed(7)
-    output = attention._DropoutAttention.apply(query, key, value, mask, 0.3, 0.25)
+    output = attention._DropoutAttention.apply(query, key, value, mask, False, 0.3, 0.25)
     torch.manual_seed(7)
     drawn = [drawn_bits(n * 2 * 5 * 5, 0.25, query.device) for n in (2, 1)]
     kept = torch.cat([unpack(bits).flatten()[: n * 50] for bits, n in zip(drawn, (2, 1), strict=True)])
@@ -67,7 +67,7 @@ def test_a_row_that_is_masked_as_a_whole_is_zero_and_harms_no_other():
     mask = torch.ones(3, 1, 5, 5, dtype=torch.bool).tril()
     mask[0, 0, :2] = False  # as left padding leaves it
     for form in (mask, torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, float("-inf"))):
-        output = attention._DropoutAttention.apply(query, key, value, form, 0.3, 0.25)
+        output = attention._DropoutAttention.apply(query, key, value, form, False, 0.3, 0.25)
         assert not output[0, :, :2].any() and output.isfinite().all()
         gradients = torch.autograd.grad(output.sum(), (query, key, value))
         assert all(gradient.isfinite().all() for gradient in gradients)

@@ -11,7 +11,7 @@ from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
 from hf_trady.training.checkpoints import SEAL_NAME, STAGING, flaw, last_whole_checkpoint, seal
 
-from ..tiny import Rows, conv_net, copy_of_state, different_keys, gpt2, image_batch, lm_batch
+from ..tiny import Rows, bert, copy_of_state, different_keys, gpt2, inputs_of, lm_batch, token_batch
 from .runs import TASKS, image_rows, make_trainer
 
 
@@ -162,13 +162,10 @@ def test_the_best_checkpoint_is_known_by_its_final_name(tmp_path):
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("other", [{"memory_budget": 0.5}, {"seed": 3}, {"strategy": "static_full_random"}])
 def test_another_config_is_refused_by_what_differs(plain, other, tmp_path):
-    example = image_batch(4, 16)[0]
-
     def trainer(**fields):
         config = TraDyConfig(**{"memory_budget": 0.3, "strategy": "dynamic_full_random"} | fields)
-        return make_trainer(
-            tmp_path, model=TraDyModel(conv_net(), config, example), plain=plain, save_strategy="steps", save_steps=2
-        )
+        model = TraDyModel(bert(), config, inputs_of(token_batch()))
+        return make_trainer(tmp_path, "bert", model=model, plain=plain, save_strategy="steps", save_steps=2)
 
     trainer().train()
     with pytest.raises(ValueError, match=f"another config .*{next(iter(other))}=.* there, .* here"):
