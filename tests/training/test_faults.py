@@ -279,6 +279,18 @@ def test_the_second_signal_exits_at_once(handlers, numbers, tmp_path):
     assert trainer.state.global_step == 1 and last_whole_checkpoint(tmp_path) is None
 
 
+class AtTheEnd(TrainerCallback):
+    def on_train_end(self, *args, **kwargs):
+        signals(signal.SIGINT)()
+
+
+def test_a_signal_after_the_last_step_ends_the_program_too(handlers, tmp_path):
+    trainer = make_trainer(tmp_path, callbacks=[AtTheEnd()], save_strategy="epoch")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 6 and last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
 def test_a_run_that_does_not_save_leaves_the_signals_alone(handlers, tmp_path):
     trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGINT), True)])
     with pytest.raises(KeyboardInterrupt):
