@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from ..config import TraDyConfig
 from ..memory import PeakTracker
-from ..memory.glibc import return_freed_memory
+from ..memory.glibc import keep_freed_memory, return_freed_memory
 from ..model import TraDyModel
 from ..training import TraDyTrainer
 from .baselines import BASELINES, make_baseline
@@ -113,6 +113,8 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
         units = max(entry["trady/units"] for entry in trainer.state.log_history if "trady/units" in entry)
         return figures | {"units": units, "budget_units": trainer.model.budget}
     finally:
+        if run.phase == "memory":
+            keep_freed_memory()
         shutil.rmtree(args.output_dir, ignore_errors=True)
 
 
@@ -150,7 +152,7 @@ class _PeakCallback(TrainerCallback):
         self.peaks: dict[int, int] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.tracker = PeakTracker(args.device, self.already)
+        self.tracker = PeakTracker(args.device, self.already, returns_freed=False)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.tracker.sample()

@@ -5,7 +5,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 _RETURNED_FROM = 128 * 1024  # bytes; glibc's own initial threshold
-_LARGEST_HOLE = 32 * 1024**2  # bytes; what is larger is mapped, and unmapped, from the start
+_LARGEST_HOLE = 32 * 1024**2  # bytes; what is larger is mapped, and unmapped, from the start, unless told otherwise
 
 
 class _MallInfo(ctypes.Structure):
@@ -28,13 +28,25 @@ def return_freed_memory() -> bool:
     huge pages (`THP_MEM_ALLOC_ENABLE=1` in the environment).
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+    if not _set_thresholds(libc, _RETURNED_FROM, _RETURNED_FROM):
         return False
-    done = libc.mallopt(_M_MMAP_THRESHOLD, _RETURNED_FROM) and libc.mallopt(_M_TRIM_THRESHOLD, _RETURNED_FROM)
     libc.malloc_trim(0)
     if hasattr(libc, "mallinfo2"):
         _close_holes(libc)
-    return bool(done)
+    return True
+
+
+def keep_freed_memory() -> None:
+    """Undo `return_freed_memory`, and its price: glibc keeps freed blocks again, as it does by itself."""
+    _set_thresholds(ctypes.CDLL(None), _LARGEST_HOLE, 2 * _LARGEST_HOLE)
+
+
+def _set_thresholds(libc: ctypes.CDLL, mapped_from: int, trimmed_from: int) -> bool:
+    """Set from how many bytes on a block is mapped by itself, and how many free ones at the end of the heap are given
+    back. False without glibc."""
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return False
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, mapped_from) and libc.mallopt(_M_TRIM_THRESHOLD, trimmed_from))
 
 
 def _close_holes(libc: ctypes.CDLL) -> None:

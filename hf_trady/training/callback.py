@@ -12,6 +12,7 @@ from ..guard import StepGuard
 from ..history import DrawHistory
 from ..layers import is_sharded
 from ..memory import MIB, PeakTracker, verdict
+from ..memory.glibc import keep_freed_memory
 from ..model import TraDyModel
 from .checkpoints import last_whole_checkpoint, refuse_other_draws
 from .distributed import refuse_unsupported
@@ -132,6 +133,8 @@ class TraDyCallback(TrainerCallback):
         line = self.verdict()
         if line is not None and state.is_world_process_zero:
             print(line)
+        if self._model.byte_budget is not None:
+            keep_freed_memory()
 
     def save_history(self, directory: str) -> None:
         """Write what each draw has trained so far, the current one included; only in the main process."""

@@ -25,9 +25,37 @@ print(json.dumps([peak, tracker.current]))
 """
 
 
-@pytest.mark.skipif(PeakTracker().method != "rss", reason="no resettable high-water mark here")
-def test_tensors_do_not_land_in_holes_of_the_heap_from_which_they_are_not_given_back():
-    done = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, timeout=120)
+KEPT = f"""
+import json
+import torch
+from hf_trady.memory import PeakTracker
+from hf_trady.memory.glibc import keep_freed_memory
+
+tracker, left = PeakTracker(), []
+for _ in range(2):
+    step = [torch.ones({MIB}, dtype=torch.uint8) for _ in range(40)]
+    del step
+    left.append(tracker.current)
+    keep_freed_memory()
+print(json.dumps(left))
+"""
+
+measured = pytest.mark.skipif(PeakTracker().method != "rss", reason="no resettable high-water mark here")
+
+
+def run(script: str):
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    peak, left = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@measured
+def test_tensors_do_not_land_in_holes_of_the_heap_from_which_they_are_not_given_back():
+    peak, left = run(HOLES)
     assert abs(peak - 40 * MIB) < 2 * MIB and left < 2 * MIB
+
+
+@measured
+def test_freed_memory_is_kept_again_when_it_is_asked_for():
+    returned, kept = run(KEPT)
+    assert returned < 2 * MIB and kept > 30 * MIB
