@@ -119,8 +119,9 @@ the power of the number of channels that the time grows by.
 | channels | {" | ".join(f"{value:,}" for value in channels.values())} | |
 {rows}
 
-In the demo (EfficientNet-Lite0, {DEMO["share"]:.1%} of the units, AdamW, {demo["steps"]} steps an epoch) a resample,
-weights and optimizer included, takes {1e3 * demo["resample"]:.1f} ms: {demo["share"]:.3%} of an epoch of such steps.
+With the network of the demo (EfficientNet-Lite0, {DEMO["share"]:.1%} of the units, AdamW, {demo["steps"]} steps an
+epoch) a resample, weights and optimizer included, takes {1e3 * demo["resample"]:.1f} ms, and a step
+{demo["step"]:.2f} s: {demo["share"]:.3%} of an epoch.
 """
 
 

@@ -19,13 +19,13 @@ from hf_trady.cli.main import main as trady
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 RUNS = {
-    "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 2e-3},
-    "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 2e-3},
+    "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 1e-3},
+    "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 1e-3},
     "minilm": {"dataset_name": "movie_reviews", "max_seq_length": 48, "learning_rate": 1e-3},
 }
 TRAINING = {
     "memory_budget": "64MiB",
-    "strategy": "informed",
+    "layer_ranking": "auto",
     "num_train_epochs": 4,
     "per_device_train_batch_size": 32,
     "optim": "adamw_torch",
