@@ -22,6 +22,23 @@ CLAIMS = (
 )
 
 
+def in_short(results: dict[Run, dict]) -> str:
+    """A table of the paper's strategy against what it is most often compared with, on images and on texts."""
+    lines = [
+        "## In short",
+        "",
+        "Differences in test accuracy, in points, averaged over the budgets; p of paired t-tests over (network, task,",
+        "seed).",
+        "",
+        "| | all | images | texts |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for other in ("informed", "static_rgn", "lora", "full", "head_only"):
+        found = (as_text(*compare(part, "trady", other, BUDGETS)) for part in _parts(results))
+        lines.append(f"| `trady` - {other} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def paper_claims(results: dict[Run, dict]) -> str:
     """A table of the paper's claims and whether they were reproduced."""
     lines = [
@@ -39,10 +56,7 @@ def paper_claims(results: dict[Run, dict]) -> str:
         if not (accuracies(results, one) and accuracies(results, other)):
             lines.append(f"| {claim} | {one} - {other} | - | - | - | - | not run |")
             continue
-        found = [
-            compare(part, one, other, BUDGETS)
-            for part in (results, only(results, is_image), only(results, lambda run: not is_image(run)))
-        ]
+        found = [compare(part, one, other, BUDGETS) for part in _parts(results)]
         tasks = sorted({run.task for run in results})
         by_task = [compare(only(results, lambda run, t=task: run.task == t), one, other, BUDGETS)[0] for task in tasks]
         cells = [as_text(*figures) for figures in found]
@@ -136,6 +150,11 @@ def _validated(results: Results, method: str, budget: float) -> float:
     """The highest accuracy of a method and budget on validation data."""
     runs = [run for run in results if (run.phase, run.method, run.budget) == ("tune", method, budget)]
     return max(results[run]["accuracy"] for run in runs)
+
+
+def _parts(results: dict[Run, dict]) -> tuple[dict[Run, dict], ...]:
+    """All results, those on images, those on texts."""
+    return results, only(results, is_image), only(results, lambda run: not is_image(run))
 
 
 def _off_diagonal(matrix: list[list[float]]) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from strategies import BUDGETS, METHODS, NETWORKS, RESULTS
-from strategies_claims import paper_claims, strategies_against_others
+from strategies_claims import in_short, paper_claims, strategies_against_others
 from strategies_pairs import TITLES, accuracies, mean_of
 
 from hf_trady.comparison import BASELINES, Results, Run, summary
@@ -35,6 +35,7 @@ def main() -> None:
     }
     parts = [
         _setting(),
+        in_short(together),
         _table(together),
         paper_claims(together),
         strategies_against_others(together, by_network),
@@ -209,8 +210,9 @@ def _limits() -> str:
   networks can reach. What is compared is how methods order at equal steps.
 - AdamW, where the paper trains by SGD, longer and on larger images; a TraDy's batch-norms keep their statistics, those
   of full fine-tuning, LoRA and the head alone move.
-- A learning rate is the best of a grid whose steps are a factor of three, on one task and one seed. Between two of its
-  rates accuracy can fall from the best to chance, so part of a difference may be the grid's.
+- A learning rate is the best of a grid whose steps are a factor of three, on the first task and one seed. Between two
+  of its rates accuracy can fall from the best to chance, so part of a difference may be the grid's. The second task of
+  a network is trained by the rate of the first, and where that is the last of the grid, one beyond may be better.
 - Three seeds a task. The t-tests take the seeds of one task for independent pairs, which they are not quite."""
 
 
