@@ -1,5 +1,6 @@
 """Measures what training really takes in memory."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from .glibc import return_freed_memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_SMAPS = Path("/proc/self/smaps")
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 
 
 class PeakTracker:
@@ -16,8 +19,8 @@ class PeakTracker:
 
     On CUDA these are the bytes of tensors by the allocator's own counter. On MPS there is no counter of peaks; what is
     allocated is read whenever `sample` is called. On Linux's CPU it is the resident memory without pages of files:
-    code that libraries load as they are first needed, and mapped data sets, come and go as the system likes. Elsewhere
-    nothing is measured.
+    code that libraries load as they are first needed, mapped data sets and weights, also where these have been written
+    to since. Elsewhere nothing is measured.
 
     Args:
         device: Where the model is.
@@ -77,7 +80,7 @@ class PeakTracker:
             self.sample()
             peak = self._sampled
         else:
-            peak = _status("VmHWM") - _status("RssFile")
+            peak = _status("VmHWM") - _of_files()
         return max(self._before, peak - self._baseline)
 
     @property
@@ -90,7 +93,7 @@ class PeakTracker:
             return torch.cuda.memory_allocated(self.device)
         if self.method == "mps":
             return torch.mps.current_allocated_memory()
-        return _status("VmRSS") - _status("RssFile") if self.method == "rss" else 0
+        return _status("VmRSS") - _of_files() if self.method == "rss" else 0
 
 
 def _method(device: torch.device) -> str | None:
@@ -105,9 +108,21 @@ def _can_reset() -> bool:
     """Whether the high-water mark of this process can be read and reset: on Linux, unless a sandbox forbids it."""
     try:
         _CLEAR_REFS.write_text("5")
-        return _status("VmHWM") > 0 and _status("RssFile") > 0
+        return _status("VmHWM") > 0 and _of_files() > 0
     except OSError:
         return False
+
+
+def _of_files() -> int:
+    """Bytes of files that are mapped into this process, those that it has written to, and so copied, included: weights
+    that `from_pretrained` has mapped are the model's own, also once they have trained."""
+    copied, is_file = 0, False
+    for line in _SMAPS.read_text().splitlines():
+        if _MAPPING.match(line):
+            is_file = line.split()[4] != "0"  # the inode
+        elif is_file and line.startswith("Anonymous:"):
+            copied += int(line.split()[1]) * 1024
+    return _status("RssFile") + copied
 
 
 def _status(name: str) -> int:

@@ -38,6 +38,17 @@ def test_what_comes_in_a_pause_is_left_out_and_what_stays_of_it_joins_the_baseli
 
 
 @rss_only
+def test_weights_that_are_mapped_from_their_file_do_not_count_once_they_are_written(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(64 * MIB))
+    weights = torch.from_file(str(tmp_path / "weights"), shared=False, size=64 * MIB, dtype=torch.uint8)
+    tracker = PeakTracker()
+    weights.view(-1, 1024)[:, 0] += 1
+    assert tracker.peak < 2 * MIB and tracker.current < 2 * MIB
+    torch.ones(32 * MIB, dtype=torch.uint8)
+    assert abs(tracker.peak - 32 * MIB) < 2 * MIB
+
+
+@rss_only
 def test_what_was_there_already_counts_when_training_answers_for_it():
     assert abs(PeakTracker(already=5 * MIB).peak - 5 * MIB) < 2 * MIB
 
