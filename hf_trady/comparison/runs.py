@@ -89,6 +89,12 @@ def run_one(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, 
         units: The most that a draw cost; None for a baseline.
         budget_units: What it might; None for a baseline.
     """
+    if run.phase == "memory":
+        _run_once(run, task, args, config, ranking_steps)  # what libraries load and compile in it stays
+    return _run_once(run, task, args, config, ranking_steps)
+
+
+def _run_once(run: Run, task: Task, args: TrainingArguments, config: TraDyConfig, ranking_steps: int) -> dict:
     args = copy.deepcopy(args)
     args.learning_rate, args.seed, args.data_seed = run.learning_rate, run.seed, run.seed
     args.output_dir = tempfile.mkdtemp(prefix="trady-compare-")
