@@ -27,6 +27,8 @@ TRAINING = {
     "memory_budget": "64MiB",
     "layer_ranking": "auto",
     "num_train_epochs": 4,
+    "max_train_samples": 640,
+    "max_eval_samples": 500,
     "per_device_train_batch_size": 32,
     "optim": "adamw_torch",
     "lr_scheduler_type": "cosine",

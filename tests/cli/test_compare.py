@@ -13,6 +13,7 @@ def compare(run, output, *more):
     return main(["compare", *kept, "--output_dir", str(output), "--num_train_epochs", "1", *more])
 
 
+@pytest.mark.slow
 def test_images_end_to_end_and_a_second_call_trains_nothing(image_run, tmp_path, capsys, monkeypatch):
     grid = ["--methods", *METHODS, "--memory_budgets", "0.2", "--seeds", "0", "1"]
     grid += ["--learning_rates", "1e-2", "1e-3", "--ranking_steps", "1"]

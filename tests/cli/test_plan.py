@@ -51,6 +51,7 @@ def test_an_unknown_model_is_refused(tmp_path, capsys):
     assert "can't load model_name_or_path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_on_request(capsys):
     assert main([*TIMM, "--memory_budget", "4MiB", "--find_batch_size", "True"]) == 0
     assert "Largest batch size for 4MiB" in capsys.readouterr().out

@@ -95,11 +95,11 @@ def check_against_autograd(layer, x, index, tolerance=1e-9):
         assert not of_input
         return
     torch.testing.assert_close(sparse.active_view.grad, gradient_slice(layer, full.weight.grad, index), **close)
-    expected_bytes = _read_by_the_gradient(layer, x).numel() * x.itemsize // sparse.num_channels() * len(index)
+    expected_bytes = read_by_the_gradient(layer, x).numel() * x.itemsize // sparse.num_channels() * len(index)
     assert sum(tensor.untyped_storage().nbytes() for tensor in of_input) == expected_bytes
 
 
-def _read_by_the_gradient(layer, x):
+def read_by_the_gradient(layer, x):
     """What of x the gradient of the weight depends on: all, but for strided convolutions of single pixels."""
     is_single = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
     if not is_single or (not isinstance(layer.padding, str) and any(layer.padding)):

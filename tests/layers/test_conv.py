@@ -8,6 +8,7 @@ from against_autograd import (
     fill,
     gradient_slice,
     random_like,
+    read_by_the_gradient,
     recorded_saves,
     sparse_copy,
 )
@@ -115,7 +116,7 @@ def test_autocast(case):
     assert output.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(output, expected, rtol=2e-2, atol=0.1)
 
-    kept = (x if x.dim() == 4 else x[None])[:, index].bfloat16()
+    kept = read_by_the_gradient(layer, x if x.dim() == 4 else x[None])[:, index].bfloat16()
     slices = [tensor for tensor in saved if tensor.shape == kept.shape and torch.equal(tensor, kept)]
     assert slices and all(tensor.dtype == torch.bfloat16 for tensor in slices)
     cotangent = random_like(expected, 5)
