@@ -1,17 +1,17 @@
-"""The model cards that ship: three networks, each fine-tuned on a real task inside a budget in bytes.
+"""The model cards that ship: three networks, each fine-tuned on a real task inside a budget.
 
     python benchmarks/strategy_tasks.py data/   # once: the weights and the data
     python benchmarks/model_cards.py data/      # minutes on 2 cores
 
-Each card in model_cards/ is the README.md that `trady train` writes for such a run.
+Each card in model_cards/ is the README.md that `trady train` writes for such a run, with the name of its data.
 """
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub import ModelCard
 from strategies import NETWORKS
 
 from hf_trady.cli.main import main as trady
@@ -19,14 +19,14 @@ from hf_trady.cli.main import main as trady
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 RUNS = {
-    "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 1e-3},
-    "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 1e-3},
-    "minilm": {"dataset_name": "movie_reviews", "max_seq_length": 48, "learning_rate": 1e-3},
+    "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 6e-3},
+    "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 6e-3},
+    "minilm": {"dataset_name": "movie_reviews", "max_seq_length": 48, "learning_rate": 1e-2},
 }
 TRAINING = {
-    "memory_budget": "64MiB",
+    "memory_budget": 0.01,
     "layer_ranking": "auto",
-    "num_train_epochs": 4,
+    "num_train_epochs": 3,
     "max_train_samples": 640,
     "max_eval_samples": 500,
     "per_device_train_batch_size": 32,
@@ -55,7 +55,11 @@ def main() -> int:
             if code:
                 return code
             (CARDS / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(output / "README.md", CARDS / name / "README.md")
+            card = ModelCard.load(output / "README.md")  # in which a folder has no name that the Hub would know
+            card.data.datasets = [RUNS[name]["dataset_name"]]
+            for result in card.data.eval_results:
+                result.dataset_name = result.dataset_type = RUNS[name]["dataset_name"]
+            card.save(CARDS / name / "README.md")
     return 0
 
 

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from hf_trady.cli.main import main
 from hf_trady.comparison import Results
 
