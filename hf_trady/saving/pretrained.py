@@ -14,7 +14,7 @@ from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import base_model_name, build_base_model, task_type
 from ..hub.cards import model_card
 from ..layers import is_fully_sharded
-from ..memory import FITTED_NAME, MIB, FittedBudget
+from ..memory import FITTED_NAME, MIB, FittedBudget, parse_budget
 from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
@@ -226,6 +226,7 @@ class PretrainedMixin(PushToHubMixin):
 
 
 def _budget(value: int | float | str) -> str:
-    if isinstance(value, str):
+    budget = parse_budget(value)  # a command line gives numbers as strings
+    if budget.kind == "bytes":
         return f"{value} above the weights"
-    return f"{value:.2%} of the units" if isinstance(value, float) else f"{value:,} units"
+    return f"{budget.value:.2%} of the units" if budget.kind == "share" else f"{budget.value:,} units"
