@@ -283,9 +283,7 @@ class TraDyTrainer(CheckpointingTrainer):
         elif self.args.should_save:
             with TemporaryDirectory() as beside:  # the base model's weights may lie in `output_dir`
                 super()._save(beside, state_dict={})
-                shutil.copytree(
-                    beside, output_dir, ignore=shutil.ignore_patterns(SAFE_WEIGHTS_NAME), dirs_exist_ok=True
-                )
+                _copy_into(output_dir, beside, but=SAFE_WEIGHTS_NAME)
         # A sharded model is put together by all processes.
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
         if self.args.should_save:
@@ -305,6 +303,17 @@ def _is_raw(model: TraDyModel) -> bool:
 
 def _first(dataloader: Iterable) -> Mapping:
     return next(iter(dataloader))
+
+
+def _copy_into(directory: str, source: str, but: str) -> None:
+    """Copy what `source` holds, all but the file `but`; `directory` keeps its own mode, which is not that of a
+    temporary one."""
+    os.makedirs(directory, exist_ok=True)
+    for path in Path(source).iterdir():
+        if path.is_dir():
+            shutil.copytree(path, Path(directory) / path.name, dirs_exist_ok=True)
+        elif path.name != but:
+            shutil.copy(path, directory)
 
 
 def _longest(dataloader: Iterable) -> Mapping:
