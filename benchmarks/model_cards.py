@@ -21,7 +21,12 @@ CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 RUNS = {
     "mobilenetv2_100": {"dataset_name": "cifar10", "image_size": 64, "learning_rate": 6e-3},
     "tf_efficientnet_lite0": {"dataset_name": "fashion_mnist", "image_size": 64, "learning_rate": 6e-3},
-    "minilm": {"dataset_name": "movie_reviews", "max_seq_length": 48, "learning_rate": 1e-2},
+    "minilm": {
+        "dataset_name": "movie_reviews",
+        "max_seq_length": 48,
+        "learning_rate": 1e-2,
+        "base_model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
+    },
 }
 TRAINING = {
     "memory_budget": 0.01,
