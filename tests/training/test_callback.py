@@ -147,7 +147,7 @@ def test_a_budget_in_bytes_that_has_shrunk_stays_so_and_another_one_is_refused(t
     def start():
         trainer = make_trainer(
             tmp_path,
-            model=ready("bert", memory_budget="1MiB", strategy="dynamic_full_random"),
+            model=ready("bert", memory_budget="64MiB", strategy="dynamic_full_random"),
             plain=True,
             train_dataset=token_dataset(),
             num_train_epochs=3,
