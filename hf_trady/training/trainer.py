@@ -3,34 +3,25 @@
 import itertools
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..memory import MIB, PeakTracker, StepSetup, reserved_share
 from ..model import TraDyModel
-from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
-from .checkpoints import (
-    CheckpointingTrainer,
-    flaw,
-    last_whole_checkpoint,
-    refuse_other_draws,
-    refuse_unwritable,
-)
+from .checkpoints import flaw, last_whole_checkpoint, refuse_other_draws, refuse_unwritable
 from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .faults import in_one_line
 from .interruption import InterruptionCallback
 from .measuring import agree, kept_random_states, measure, warm_up
+from .saving import SavingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +29,7 @@ logger = logging.get_logger(__name__)
 BATCHES_COMPARED = 8
 
 
-class TraDyTrainer(CheckpointingTrainer):
+class TraDyTrainer(SavingTrainer):
     """[`~transformers.Trainer`] for a [`TraDyModel`]: prepares it, redraws channels, logs sparsity, saves and resumes.
 
     Before the first step it learns the costs of channels from the first batch, fits a budget in bytes to its own
@@ -230,71 +221,6 @@ class TraDyTrainer(CheckpointingTrainer):
         labels = [batch[name] for name in self.label_names if name in batch]
         return tuple(v for name, v in batch.items() if name not in self.label_names), labels[0] if labels else None
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        dataset: str | list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the card of the model, as [`TraDyModel.create_model_card`] makes it, into the output directory."""
-        if not self.is_world_process_zero():
-            return
-        self.accelerator.unwrap_model(self.model).create_model_card(
-            self.args.output_dir,
-            model_name=self.hub_model_id or model_name,
-            metrics=_last_metrics(self.state.log_history),
-            datasets=[dataset] if isinstance(dataset, str) else dataset or (),
-            peak_bytes=max(self._redraws.peaks.values(), default=None),
-            language=language,
-            license=license,
-            tags=[tags] if isinstance(tags, str) else tags,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push what training has changed, too: by itself the Trainer takes only the files whose names it knows."""
-        if self.is_world_process_zero() and self._staging is None:
-            pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
-            if pushing and self.args.hub_always_push:
-                self._finish_current_push()  # it reads the files that are about to be replaced
-                pushing = False
-            for name in SAVED_NAMES if not pushing else ():
-                if (Path(checkpoint_folder) / name).is_file():
-                    shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _add_to_checkpoint(self, directory: Path) -> None:
-        self.accelerator.unwrap_model(self.model).save_training_state(directory)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir)  # the Trainer's own way gathers the whole model first
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        output_dir = output_dir or self.args.output_dir
-        if self.args.load_best_model_at_end:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            with TemporaryDirectory() as beside:  # the base model's weights may lie in `output_dir`
-                super()._save(beside, state_dict={})
-                _copy_into(output_dir, beside, but=SAFE_WEIGHTS_NAME)
-        # A sharded model is put together by all processes.
-        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
-        if self.args.should_save:
-            self._redraws.save_history(output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if (Path(resume_from_checkpoint) / WEIGHTS_NAME).is_file():
-            self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
 
 def _is_raw(model: TraDyModel) -> bool:
     """Whether the base model is no transformers model."""
@@ -305,25 +231,7 @@ def _first(dataloader: Iterable) -> Mapping:
     return next(iter(dataloader))
 
 
-def _copy_into(directory: str, source: str, but: str) -> None:
-    """Copy what `source` holds, all but the file `but`; `directory` keeps its own mode, which is not that of a
-    temporary one."""
-    os.makedirs(directory, exist_ok=True)
-    for path in Path(source).iterdir():
-        if path.is_dir():
-            shutil.copytree(path, Path(directory) / path.name, dirs_exist_ok=True)
-        elif path.name != but:
-            shutil.copy(path, directory)
-
-
 def _longest(dataloader: Iterable) -> Mapping:
     """The longest of the first batches of texts, which differ in length; otherwise the first batch."""
     first, *rest = itertools.islice(dataloader, BATCHES_COMPARED if "input_ids" in _first(dataloader) else 1)
     return max([first, *rest], key=lambda batch: batch["input_ids"].numel() if "input_ids" in batch else 0)
-
-
-def _last_metrics(log_history: list[dict]) -> dict[str, float]:
-    """The results of the latest evaluation, by name without `eval_`; not how long it took."""
-    latest = next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
-    names = [name for name in latest if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))]
-    return {name.removeprefix("eval_"): latest[name] for name in names}

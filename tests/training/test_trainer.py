@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_trady import TraDyCallback, TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
@@ -269,22 +269,6 @@ def test_an_optimizer_that_was_made_too_early_is_refused(plain, tmp_path):
         trainer.add_callback(TraDyCallback(trainer))
     with pytest.raises(ValueError, match=r"optimizer lacks .* optimizer_cls_and_kwargs"):
         trainer.train()
-
-
-def test_weights_of_the_base_model_beside_a_run_stay(tmp_path):
-    bert().save_pretrained(tmp_path)
-    before, mode = (tmp_path / "model.safetensors").read_bytes(), tmp_path.stat().st_mode
-    base = BertForSequenceClassification.from_pretrained(tmp_path)
-    trainer = make_trainer(tmp_path, "bert", model=TraDyModel(base, TraDyConfig(0.3, "dynamic_full_random")))
-    trainer.train()
-    trainer.save_model()
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    trainer.save_model(tmp_path / "other")
-    (tmp_path / "plain").mkdir()
-    assert tmp_path.stat().st_mode == mode
-    assert (tmp_path / "other").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    loaded = TraDyModel.from_pretrained(tmp_path)
-    assert not different_keys(copy_of_state(trainer.model), copy_of_state(loaded))
 
 
 def test_a_loss_that_counts_on_the_number_of_items_is_given_it_wherever_it_is_asked(tmp_path):
