@@ -45,7 +45,7 @@ def measure(processes: int, steps: int) -> dict:
 
 
 def reckon(sizes: dict) -> dict:
-    """Methods of a large Llama, elements of its largest part, and how long a draw takes here."""
+    """Methods of a large Llama, elements of its root and of a block, and how long a draw takes here."""
     config = LlamaConfig(vocab_size=32000, **sizes)
     costs = llama_costs(config, TOKENS)
     start = time.perf_counter()
@@ -55,7 +55,7 @@ def reckon(sizes: dict) -> dict:
     root = llama_root(config)
     block = (methods["full"].model - root) // config.num_hidden_layers
     methods = {name: vars(method) for name, method in methods.items()}
-    return {"methods": methods, "root": root, "unit": max(root, block), "draw": seconds}
+    return {"methods": methods, "root": root, "block": block, "draw": seconds}
 
 
 def main() -> None:

@@ -93,9 +93,23 @@ def ddp_memory(method: Method, element: int) -> int:
     return element * (method.model + method.added + (1 + STATES) * method.trained)
 
 
-def fsdp_memory(method: Method, element: int, processes: int, unit: int = 0) -> float:
-    """The same under FSDP2, and `unit`: the elements of the largest part of the model that is gathered at a time."""
-    return ddp_memory(method, element) / processes + element * unit
+def fsdp_memory(method: Method, element: int, processes: int) -> float:
+    """The same under FSDP2, without what is gathered at a time."""
+    return ddp_memory(method, element) / processes
+
+
+def fsdp_gathered_at_once(method: Method, element: int, root: int, block: int) -> float:
+    """Bytes of whole weights and gradients in a backward under FSDP2.
+
+    The weights are those of the root, which stay gathered, of a block, and of the next one, which is gathered ahead;
+    the gradients, before they are split, are those of what trains in the root and in a block.
+
+    Args:
+        root: Elements of the model that no block holds; the flat Parameter comes on top.
+        block: Elements of a block.
+    """
+    gradients = method.flat or (root + block) * method.trained / (method.model + method.added)
+    return element * (root + method.flat + 2 * block + gradients)
 
 
 def redraw_sent(method: Method, element: int, processes: int) -> float:

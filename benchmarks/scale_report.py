@@ -3,7 +3,16 @@
 import textwrap
 
 from scale_case import BATCH, BUDGET, LENGTH, RANK, SIZES
-from scale_formulas import Method, ddp_memory, ddp_sent, fsdp_memory, fsdp_sent, gradient_bytes, redraw_sent
+from scale_formulas import (
+    Method,
+    ddp_memory,
+    ddp_sent,
+    fsdp_gathered_at_once,
+    fsdp_memory,
+    fsdp_sent,
+    gradient_bytes,
+    redraw_sent,
+)
 
 
 TOKENS = 2048
@@ -58,7 +67,8 @@ def _reckoned(models: dict) -> list[str]:
     setup = f"""None of this was run, but for the draw. Llamas of published shapes, {TOKENS:,} tokens a sample,
         bfloat16 weights, gradients and states. *Sent* is what leaves a GPU in a step, in rings; its time at
         {WIRE / 1e9:.0f} GB/s a GPU, without latency and not hidden behind computing. *Held* is as above; under FSDP2
-        with the largest part of the model that is gathered at a time."""
+        with what is whole at the same time in a backward, which was not measured: the weights that no block holds
+        (with TraDy the flat Parameter among them), two blocks, and the gradients of what trains in them."""
     rows, redraws = [], []
     for model, known in models.items():
         for devices in DEVICES:
@@ -66,7 +76,8 @@ def _reckoned(models: dict) -> list[str]:
                 method = Method(**known["methods"][name])
                 ddp = ddp_sent(method, ELEMENT, devices)
                 fsdp = fsdp_sent(method, ELEMENT, devices, known["root"])
-                held = ddp_memory(method, ELEMENT), fsdp_memory(method, ELEMENT, devices, known["unit"])
+                gathered = fsdp_gathered_at_once(method, ELEMENT, known["root"], known["block"])
+                held = ddp_memory(method, ELEMENT), fsdp_memory(method, ELEMENT, devices) + gathered
                 cells = [
                     _gb(ddp),
                     f"{ddp / WIRE:.3f} s",
@@ -88,7 +99,9 @@ def _reckoned(models: dict) -> list[str]:
         shares.append(ddp_sent(method, ELEMENT, 64) / ddp_sent(full, ELEMENT, 64))
         shares.append(fsdp_sent(method, ELEMENT, 64, known["root"]) / fsdp_sent(full, ELEMENT, 64, known["root"]))
     reading = """Of what full fine-tuning of the largest model sends, TraDy sends {:.1%} under DDP and {:.0%} under
-        FSDP2, LoRA {:.1%} and {:.0%}. Under FSDP2 the weights themselves travel, twice a step, whatever trains."""
+        FSDP2, LoRA {:.1%} and {:.0%}. Under FSDP2 the weights themselves travel, twice a step, whatever trains. On
+        many GPUs what is gathered outweighs what is split: there the flat Parameter, gathered whole, makes TraDy
+        hold more than full fine-tuning does, and a smaller budget helps."""
     redraw = f"""A redraw: the draw itself (measured, on the CPU here), the flat Parameter written out and read in
         anew (four times its bytes, at {MEMORY / 1e12:.2f} TB/s), and under FSDP2, at {DEVICES[-1]:,} GPUs, what is
         sent for it."""
@@ -117,7 +130,3 @@ def _mib(size: float) -> str:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.2f} GB"
-
-
-def _seconds(sent: float) -> str:
-    return f"{sent / WIRE:.3f} s"

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ class TraDyConfig(PushToHubMixin):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | os.PathLike):
                 raise _refusal(name, value, "None or a string")
-            setattr(self, name, None if value is None else str(value))
+            # Such as PEFT's TaskType, a str whose text is another.
+            setattr(self, name, value.value if isinstance(value, Enum) else value and os.fspath(value))
 
     def to_dict(self) -> dict:
         """The fields as a JSON-serializable dict."""

@@ -21,6 +21,9 @@ from transformers import masking_utils
 
 LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
+# Of bitsandbytes' layers: that evaluation on a CPU with such instructions reorders the weight for good, at some sizes.
+_REORDERS = "support_avx512bf16_for_cpu"
+
 
 class NeedsValues(RuntimeError):
     """A forward can't run on fake tensors, though it may on real ones; the message says why."""
@@ -58,6 +61,8 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
         fake = copy.deepcopy(model, _own_copies(model, mode))
     moved: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
     for module in fake.modules():
+        if _REORDERS in vars(module):
+            vars(module)[_REORDERS] = False
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.device.type == "meta":

