@@ -36,6 +36,8 @@ def causal(config, model):
     return make
 
 
+SWIN = {"img_size": 56, "depths": (2, 2), "embed_dim": 32, "num_heads": (2, 4)}
+
 # Name -> maker of model and batch, and the most that exact and compressed mode may keep of what "off" keeps.
 MODELS = {
     "resnet": (images("resnet18"), 0.12, 0.12),
@@ -45,9 +47,9 @@ MODELS = {
     "efficientnet_lite": (images("tf_efficientnet_lite0"), 0.12, 0.12),
     "regnet": (images("regnetx_002"), 0.2, 0.2),
     "convnext": (images("convnext_atto"), 1.0, 0.4),
-    "densenet": (images("densenet121"), 0.3, 0.3),
+    "densenet": (images("densenet121", block_config=(3, 3), growth_rate=16), 0.3, 0.3),
     "vit": (images("vit_tiny_patch16_224", img_size=64, depth=2), 1.0, 0.7),
-    "swin": (images("swin_tiny_patch4_window7_224", 224), 1.0, 0.7),
+    "swin": (images("swin_tiny_patch4_window7_224", 56, **SWIN), 1.0, 0.7),
     "bert": (lambda: (bert(), token_batch(3, 8)), 1.0, 0.8),
     "gpt2": (lambda: (gpt2(), lm_batch(3, 8)), 1.0, 0.8),
     "llama": (causal(LlamaConfig, LlamaForCausalLM), 1.0, 0.97),
