@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from hf_trady.targets import find_heads, find_layers
 
 RESULTS = Path(__file__).parent / "results" / "channel_bounds.json"
 BATCH_SIZE = 32
+DATA_FIELDS = {field.name for field in fields(DataArguments)}
 ESTIMATES = ("bound", "moments", "projected", "other batches")
 
 
@@ -122,8 +124,9 @@ def main() -> None:
     found = {}
     for name, network in NETWORKS.items():
         for task in network.tasks:
-            samples = {"max_train_samples": 2 * BATCH_SIZE * options.num_steps}
-            data_args = DataArguments(str(options.root / task), **network.data | samples)
+            settings = {key: value for key, value in network.data.items() if key in DATA_FIELDS}
+            settings["max_train_samples"] = 2 * BATCH_SIZE * options.num_steps
+            data_args = DataArguments(str(options.root / task), **settings)
             runs = [measure(network.model(options.root), data_args, options.num_steps, seed) for seed in options.seeds]
             found[f"{name} {task}"] = runs
             for kind in ESTIMATES:
