@@ -77,7 +77,7 @@ class CompareTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="no", metadata={"help": "Each run is evaluated once, at its end."})
     logging_strategy: str = field(default="no", metadata={"help": "When to log."})
     save_strategy: str = field(default="no", metadata={"help": "When to write a checkpoint."})
-    report_to: str = field(default="none", metadata={"help": "Where runs are reported to."})
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={"help": "Where runs are reported to."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The comparison has a progress bar of its own."})
 
 

@@ -41,7 +41,9 @@ class TrainArguments(TrainingArguments):
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    report_to: str = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ..., or none."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Any of tensorboard, trackio, wandb, ..., or none."}
+    )
 
 
 def make_parser() -> VerbParser:

@@ -96,3 +96,10 @@ def test_null_in_a_file_is_none_or_refused(tmp_path):
         in_file(tmp_path, "learning_rate: null")
     with pytest.raises(ValueError, match="taw"):
         in_file(tmp_path, "taw: null")
+
+
+def test_several_integrations_are_reported_to(tmp_path):
+    assert in_file(tmp_path, "report_to: [tensorboard, trackio]")[1].report_to == ["tensorboard", "trackio"]
+    assert in_file(tmp_path, "seed: 1", "--report_to", "tensorboard", "wandb")[1].report_to == ["tensorboard", "wandb"]
+    assert in_file(tmp_path, "seed: 1")[1].report_to == []
+    assert in_file(tmp_path, "report_to: none")[1].report_to == []
