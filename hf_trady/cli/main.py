@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import json
+import math
 import sys
 from importlib import import_module
+from typing import Any
 
 import shtab
 
@@ -41,8 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"trady {verb}: {error or 'interrupted'}", file=sys.stderr)
         return 130
     if others.json and result is not None:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(_finite(result), indent=2, allow_nan=False))
     return code
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for each number that JSON doesn't know: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser(completes: bool) -> argparse.ArgumentParser:

@@ -53,6 +53,14 @@ def test_json_is_all_that_goes_to_stdout(tmp_path, capsys):
         (["report", "--j"], ["--json"]),
     ],
 )
+def test_json_has_null_for_what_is_no_number(capsys, monkeypatch):
+    values = {"loss": float("nan"), "peaks": [1, float("inf"), (-float("inf"), 0.5)], "verdict": None}
+    monkeypatch.setattr("hf_trady.cli.report.run", lambda *values_: (0, values))
+    assert main(["report", "runs/photos", "--json"]) == 0
+    expected = {"loss": None, "peaks": [1, None, [None, 0.5]], "verdict": None}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == expected
+
+
 def test_a_shell_completes_verbs_arguments_and_their_values(completion, typed, expected):
     words = " ".join(["trady", *typed])
     program = f"source {completion}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_trady"
