@@ -17,6 +17,15 @@ def test_a_help_fits_a_screen_and_gives_an_example(verb, capsys, monkeypatch):
     assert done.value.code == 0 and len(shown.splitlines()) <= 45 and f"Example: trady {verb}" in shown
 
 
+def test_the_help_of_the_command_fits_a_screen_and_names_each_verb(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0 and len(shown.splitlines()) <= 45 and "Example: trady train" in shown
+    assert all(f"\n    {verb} " in shown for verb in VERBS)
+
+
 def test_the_help_says_of_each_verb_what_its_own_help_begins_with():
     for verb, summary in VERBS.items():
         assert import_module(f"hf_trady.cli.{verb}").__doc__.splitlines()[0] == summary
@@ -44,6 +53,14 @@ def test_json_is_all_that_goes_to_stdout(tmp_path, capsys):
     assert json.loads(printed.out) == json.loads((tmp_path / "plan.json").read_text())
 
 
+def test_json_has_null_for_what_is_no_number(capsys, monkeypatch):
+    values = {"loss": float("nan"), "peaks": [1, float("inf"), (-float("inf"), 0.5)], "verdict": None}
+    monkeypatch.setattr("hf_trady.cli.report.run", lambda *values_: (0, values))
+    assert main(["report", "runs/photos", "--json"]) == 0
+    expected = {"loss": None, "peaks": [1, None, [None, 0.5]], "verdict": None}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == expected
+
+
 @pytest.mark.parametrize(
     "typed, expected",
     [
@@ -53,14 +70,6 @@ def test_json_is_all_that_goes_to_stdout(tmp_path, capsys):
         (["report", "--j"], ["--json"]),
     ],
 )
-def test_json_has_null_for_what_is_no_number(capsys, monkeypatch):
-    values = {"loss": float("nan"), "peaks": [1, float("inf"), (-float("inf"), 0.5)], "verdict": None}
-    monkeypatch.setattr("hf_trady.cli.report.run", lambda *values_: (0, values))
-    assert main(["report", "runs/photos", "--json"]) == 0
-    expected = {"loss": None, "peaks": [1, None, [None, 0.5]], "verdict": None}
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == expected
-
-
 def test_a_shell_completes_verbs_arguments_and_their_values(completion, typed, expected):
     words = " ".join(["trady", *typed])
     program = f"source {completion}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_trady"
