@@ -20,6 +20,7 @@ from ..reporting.charts import plot_updates
 from ..training import TraDyTrainer
 from ..training.progress import use_epoch_table
 from .arguments import VerbParser
+from .checks import check_training_arguments
 from .config import TraDyArguments
 from .data import DataArguments, load_data
 from .models import ModelArguments, load_model
@@ -60,6 +61,7 @@ def run(
     Returns:
         The exit code and, in the main process, the metrics.
     """
+    check_training_arguments(training_args)
     config.seed = training_args.seed
     set_seed(training_args.seed)
 

@@ -86,6 +86,9 @@ def test_resume_gives_the_same_model(text_run, tmp_path):
         (["--text_column_name", "body"], ["body", "text"]),
         (["--layer_ranking", "/no/ranking.json"], ["/no/ranking.json"]),
         (["--resume_from_checkpoint", "/no/checkpoint"], ["/no/checkpoint"]),
+        (["--report_to", "tensorboard", "clearml"], ["report_to=['tensorboard', 'clearml']", "pip install clearml"]),
+        (["--lr_scheduler_kwargs", '{"foo": 1}'], ["lr_scheduler_kwargs={'foo': 1}", "linear", "argument 'foo'"]),
+        (["--lr_scheduler_type", "warmup_stable_decay"], ["lr_scheduler_kwargs", "num_decay_steps"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, arguments, words):
