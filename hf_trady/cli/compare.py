@@ -113,7 +113,7 @@ def run(
 
     def do(one: Run) -> dict:
         if one.task not in tasks:
-            data = load_data(data_of[one.task])
+            data = load_data(data_of[one.task], model_args.token)
             tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
         return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
 

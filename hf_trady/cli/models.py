@@ -88,7 +88,7 @@ def load_datasets(
 ) -> tuple[Dataset, Dataset, Callable, Any]:
     """The data for training and evaluation as `model` takes it, the collator, and the tokenizer if there is one."""
     if data.is_image:
-        return *_image_datasets(args, model, data), default_data_collator, None
+        return *_image_datasets(args, revision, model, data), default_data_collator, None
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **_hub(args, revision))
     except (OSError, RuntimeError) as error:
@@ -130,14 +130,16 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
     return model.to(memory_format=torch.channels_last)  # convolutions take less memory and time so
 
 
-def _image_datasets(args: ModelArguments, model: PreTrainedModel, data: Data) -> tuple[Dataset, Dataset]:
+def _image_datasets(
+    args: ModelArguments, revision: str | None, model: PreTrainedModel, data: Data
+) -> tuple[Dataset, Dataset]:
     """The images, augmented lightly for training, resized and normalized as the model expects."""
     if isinstance(model, TimmWrapperForImageClassification):
         expected = model.config.pretrained_cfg
         size = expected["input_size"][-1]
         mean, std = expected["mean"], expected["std"]
     else:
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, token=args.token)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **_hub(args, revision))
         size = processor.size.get("height") or processor.size["shortest_edge"]
         mean = getattr(processor, "image_mean", None) or IMAGENET_DEFAULT_MEAN
         std = getattr(processor, "image_std", None) or IMAGENET_DEFAULT_STD

@@ -89,7 +89,7 @@ def run(model_args: ModelArguments, data_args: ManyDataArguments, args: RankArgu
 
 def _measure(model_args: ModelArguments, data_args: DataArguments, args: RankArguments, seed: int) -> GradientRecord:
     set_seed(seed)
-    data = load_data(data_args)
+    data = load_data(data_args, model_args.token)
     model = make_model(model_args, None, data).train()
     train, _, collator, _ = load_datasets(model_args, None, model, data)
     loader = DataLoader(

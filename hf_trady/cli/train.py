@@ -65,7 +65,7 @@ def run(
     config.seed = training_args.seed
     set_seed(training_args.seed)
 
-    data = load_data(data_args)
+    data = load_data(data_args, model_args.token)
     if data.is_image:
         training_args.remove_unused_columns = False  # the image column is transformed as it is read
     loaded = load_model(model_args, config, data)

@@ -8,16 +8,24 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BertForSequenceClassification, TimmWrapperForImageClassification
+from transformers import (
+    BertForSequenceClassification,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.data import DataArguments, load_data
 from hf_trady.cli.main import main
 from hf_trady.cli.models import _text_datasets
 
+from ..hub.conftest import hub  # noqa: F401
+from ..hub.server import TOKEN, Repository
 from ..launching import launch_two
 from ..tiny import word_tokenizer
 
@@ -124,6 +132,28 @@ def test_a_text_that_a_tokenizer_makes_nothing_of_is_named():
     )
     with pytest.raises(ValueError, match="the text in row 1 of column 'text' is empty"):
         _text_datasets(word_tokenizer(), task)
+
+
+def test_revision_and_token_reach_the_image_processor_and_the_data(image_run, tmp_path, hub, monkeypatch):  # noqa: F811
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "vit").iterdir()}
+    hub.repositories["me/vit"] = Repository(private=True)
+    hub.repositories["me/vit"].commit("old", files, "upload")
+    hub.repositories["me/vit"].commit("main", {}, "delete")
+    photos = image_run[image_run.index("--dataset_name") + 1]
+    asked = {}
+
+    def load(name: str, config: str | None, **kwargs):
+        asked.update(kwargs)
+        return load_dataset("imagefolder", data_dir=photos)
+
+    monkeypatch.setattr("hf_trady.cli.data.load_dataset", load)
+    arguments = ["--model_name_or_path", "me/vit", "--revision", "old", "--dataset_name", "me/photos"]
+    arguments += ["--token", TOKEN, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *image_run, *arguments]) == 0
+    assert asked == {"token": TOKEN}
 
 
 def test_help_and_version():
