@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from ..hub.conftest import hub  # noqa: F401
 from ..hub.server import TOKEN, Repository
 from ..launching import launch_two
 from ..tiny import word_tokenizer
+from ..tiny_files import save_bert
 
 
 def results(output_dir) -> dict:
@@ -127,11 +129,19 @@ def test_an_empty_text_in_the_middle_is_a_text_without_words(text_run, tmp_path)
 
 def test_a_text_that_a_tokenizer_makes_nothing_of_is_named():
     data = Dataset.from_dict({"text": ["w1 w2", "", "w3"], "label": [0, 1, 0]})
-    task = SimpleNamespace(
-        train=data, eval=data, input_column="text", label_column="label", args=SimpleNamespace(max_seq_length=8)
-    )
+    task = SimpleNamespace(train=data, eval=data, input_column="text", label_column="label")
     with pytest.raises(ValueError, match="the text in row 1 of column 'text' is empty"):
-        _text_datasets(word_tokenizer(), task)
+        _text_datasets(word_tokenizer(), task, 8)
+
+
+def test_texts_are_cut_to_what_the_model_takes(text_run, tmp_path, caplog, monkeypatch):
+    for library in ("hf_trady", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    bert = save_bert(tmp_path / "bert", max_position_embeddings=16)
+    (tmp_path / "long.csv").write_text("text,label\n" + "".join(f"{'film ' * 40},{i % 2}\n" for i in range(20)))
+    arguments = ["--model_name_or_path", str(bert), "--dataset_name", str(tmp_path / "long.csv"), "--max_steps", "1"]
+    assert main(["train", *text_run, *arguments, "--max_seq_length", "99", "--output_dir", str(tmp_path / "run")]) == 0
+    assert "max_seq_length=99 is more than this model takes; texts are cut to 16 tokens" in caplog.text
 
 
 def test_revision_and_token_reach_the_image_processor_and_the_data(image_run, tmp_path, hub, monkeypatch):  # noqa: F811
