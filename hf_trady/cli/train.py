@@ -8,10 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import evaluate
-import numpy as np
-from sklearn.metrics import accuracy_score
-from transformers import EvalPrediction, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..config import TraDyConfig
 from ..history import DrawHistory
@@ -23,6 +20,7 @@ from .arguments import VerbParser
 from .checks import check_training_arguments
 from .config import TraDyArguments
 from .data import DataArguments, load_data
+from .metrics import make_metrics
 from .models import ModelArguments, load_model
 
 
@@ -66,6 +64,7 @@ def run(
     set_seed(training_args.seed)
 
     data = load_data(data_args, model_args.token)
+    compute_metrics = make_metrics(data_args.metrics, len(data.labels))
     if data.is_image:
         training_args.remove_unused_columns = False  # the image column is transformed as it is read
     loaded = load_model(model_args, config, data)
@@ -77,7 +76,7 @@ def run(
         eval_dataset=loaded.eval_dataset,
         data_collator=loaded.data_collator,
         processing_class=loaded.processing_class,
-        compute_metrics=_metrics(data_args.metrics),
+        compute_metrics=compute_metrics,
     )
     use_epoch_table(trainer)
 
@@ -106,17 +105,3 @@ def run(
     print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
     print(f"A page about the run: trady report {output}")
     return code, {"output_dir": str(output)} | trained | metrics
-
-
-def _metrics(names: list[str]):
-    """A `compute_metrics` of accuracy and of the metrics of `evaluate` called `names`."""
-    loaded = [evaluate.load(name) for name in names]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
-        values = {"accuracy": accuracy_score(labels, predicted)}
-        for metric in loaded:
-            values |= metric.compute(predictions=predicted, references=labels)
-        return values
-
-    return compute
