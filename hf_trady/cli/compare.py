@@ -29,6 +29,7 @@ from .checks import check_training_arguments
 from .config import TraDyArguments
 from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
+from .stage import Stage
 
 
 MAIN = (
@@ -115,12 +116,14 @@ def run(
         if one.task not in tasks:
             data = load_data(data_of[one.task], model_args.token)
             tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
+        stage.begun = True
         return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
 
-    while runs := grid.tuning_runs(results):
-        do_all(runs, results, do, tqdm)
-    do_all(grid.test_runs(results), results, do, tqdm)
-    do_all(grid.memory_runs(results), results, do, tqdm)
+    with Stage() as stage:
+        while runs := grid.tuning_runs(results):
+            do_all(runs, results, do, tqdm)
+        do_all(grid.test_runs(results), results, do, tqdm)
+        do_all(grid.memory_runs(results), results, do, tqdm)
     return 0, {"output_dir": str(output), "rows": _report(results, output)}
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ..config import TraDyConfig
 from ..history import DrawHistory
@@ -22,6 +22,7 @@ from .config import TraDyArguments
 from .data import DataArguments, load_data
 from .metrics import make_metrics
 from .models import ModelArguments, load_model
+from .stage import Stage
 
 
 MAIN = (
@@ -79,8 +80,25 @@ def run(
         compute_metrics=compute_metrics,
     )
     use_epoch_table(trainer)
+    with Stage() as stage:
+        trainer.add_callback(_BeginCallback(stage))
+        return _train(trainer, model_args, data_args)
 
-    checkpoint = training_args.resume_from_checkpoint
+
+class _BeginCallback(TrainerCallback):
+    """Notes, as the last callback, that all others let training begin."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.stage.begun = True
+
+
+def _train(trainer: TraDyTrainer, model_args: ModelArguments, data_args: DataArguments) -> tuple[int, dict | None]:
+    """Train, evaluate, and write everything that `run` says."""
+    model, args = trainer.model, trainer.args
+    checkpoint = args.resume_from_checkpoint
     result = trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -90,14 +108,14 @@ def run(
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     card = {} if Path(data_args.dataset_name).exists() else {"dataset": data_args.dataset_name}
-    if training_args.push_to_hub:
+    if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
     code = 0 if math.isfinite(metrics["eval_loss"]) else 1
     if not trainer.is_world_process_zero():
         return code, None
-    output = Path(training_args.output_dir)
+    output = Path(args.output_dir)
     history = DrawHistory.from_pretrained(output)
     plot_updates(history, output / "layer_updates.png", title=model_args.model_name_or_path)
     print(model.report())

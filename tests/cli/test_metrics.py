@@ -61,3 +61,12 @@ def test_a_metric_that_does_not_work_is_refused_before_the_model_is_loaded(
         line.startswith(f"trady train: metrics='{name}' doesn't work on the numbers of 2 classes") and reason in line
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_fails_after_an_epoch_is_a_failed_run(text_run, tmp_path, script, capsys):
+    body = "if len(predictions) > 2: raise ValueError('too many')\n        return {'few': 1.0}"
+    name = script("few", METRIC.format(arguments="weight=1", body=body))
+    arguments = ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1", "--metrics", name, "--json"]
+    assert main(["train", *text_run, *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.strip().splitlines()[-1] == "trady train: too many" and not printed.out
