@@ -5,11 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import shtab
 import yaml
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 
 class VerbParser(HfArgumentParser):
@@ -42,8 +42,7 @@ class VerbParser(HfArgumentParser):
         """An instance of each class, followed by the values of positional arguments; and all other arguments.
 
         Raises:
-            ValueError: If `--config` names no mapping of arguments in YAML.
-            FileNotFoundError: If there is no such file.
+            ValueError: If `--config` names no file that can be read and holds a mapping of arguments in YAML.
             SystemExit: With code 2, if an argument is wrong, and 0 after a help.
         """
         if "--help_all" in arguments:
@@ -52,7 +51,7 @@ class VerbParser(HfArgumentParser):
         if "-h" in arguments or "--help" in arguments:
             self.print_short_help()
             self.exit()
-        *values, others = self.parse_args_into_dataclasses(_with_config(arguments))
+        *values, others = self.parse_args_into_dataclasses(self._with_config(arguments))
         return values + [getattr(others, action.dest) for action in self._get_positional_actions()], others
 
     def print_short_help(self) -> None:
@@ -72,6 +71,29 @@ class VerbParser(HfArgumentParser):
         formatter.add_text(f"'{self.prog} --help_all' lists all {len(self._actions)} arguments.")
         print(formatter.format_help(), end="")
 
+    def _with_config(self, arguments: list[str]) -> list[str]:
+        """`arguments` with those of the file that `--config` names before them: what comes later counts."""
+        known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        known.add_argument("--config")
+        given, rest = known.parse_known_args(arguments)
+        if given.config is None:
+            return rest
+        return [part for item in _read(given.config) for part in self._as_arguments(*item)] + rest
+
+    def _as_arguments(self, key: str, value: Any, word: str | None) -> list[str]:
+        """How a command line gives `value`. None, for which it has no word, becomes the default of the argument."""
+        action = self._option_string_actions.get(f"--{key}")
+        if value is None and action is not None:
+            if not any(type(None) in get_args(get_type_hints(cls).get(action.dest)) for cls in self.dataclass_types):
+                raise ValueError(f"{key}: null is not allowed; leave {key} out of the file for its default")
+            self.set_defaults(**{action.dest: None})
+            return []
+        if isinstance(value, bool) and action is not None and action.type is not string_to_bool:
+            value = word
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+
     def error(self, message: str) -> None:
         """Print one line, instead of pages of usage, and exit with code 2."""
         print(f"{self.prog}: {message}; '{self.prog} --help' shows what it takes", file=sys.stderr)
@@ -88,25 +110,17 @@ def _first_sentence(action: argparse.Action) -> str:
     return f"{sentence} (default: {default})"
 
 
-def _with_config(arguments: list[str]) -> list[str]:
-    """`arguments` with those of the file that `--config` names before them: what comes later counts."""
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config")
-    given, rest = known.parse_known_args(arguments)
-    if given.config is None:
-        return rest
+def _read(path: str) -> list[tuple[str, Any, str | None]]:
+    """The arguments in a YAML file: name, value and, where it is one word, this: YAML takes `off` and `no` for
+    booleans, which only an argument knows."""
     try:
-        values = yaml.safe_load(Path(given.config).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"config='{given.config}' is not YAML ({' '.join(str(error).split())})") from None
+        text = Path(path).read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except OSError as error:
+        raise ValueError(f"can't read config='{path}' ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config='{path}' is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"config='{given.config}' must hold a mapping of arguments, such as 'memory_budget: 64MiB'")
-    return [part for key, value in values.items() for part in _as_arguments(key, value)] + rest
-
-
-def _as_arguments(key: str, value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        value = json.dumps(value)
-    return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        raise ValueError(f"config='{path}' must hold a mapping of arguments, such as 'memory_budget: 64MiB'")
+    words = {key.value: value.value for key, value in node.value if isinstance(value, yaml.ScalarNode)}
+    return [(key, value, words.get(key)) for key, value in values.items()]

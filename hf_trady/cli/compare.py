@@ -25,9 +25,11 @@ from ..comparison.report import markdown
 from ..config import TraDyConfig
 from ..memory import MIB
 from .arguments import VerbParser
+from .checks import check_training_arguments
 from .config import TraDyArguments
 from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
+from .stage import Stage
 
 
 MAIN = (
@@ -77,7 +79,7 @@ class CompareTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="no", metadata={"help": "Each run is evaluated once, at its end."})
     logging_strategy: str = field(default="no", metadata={"help": "When to log."})
     save_strategy: str = field(default="no", metadata={"help": "When to write a checkpoint."})
-    report_to: str = field(default="none", metadata={"help": "Where runs are reported to."})
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={"help": "Where runs are reported to."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The comparison has a progress bar of its own."})
 
 
@@ -95,6 +97,7 @@ def run(
     training_args: CompareTrainingArguments,
 ) -> tuple[int, dict]:
     """Do the runs that are missing, then write and print the report; returns the exit code and the rows of it."""
+    check_training_arguments(training_args)
     for method in args.methods:
         parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]
@@ -111,14 +114,16 @@ def run(
 
     def do(one: Run) -> dict:
         if one.task not in tasks:
-            data = load_data(data_of[one.task])
+            data = load_data(data_of[one.task], model_args.token)
             tasks[one.task] = _task(model_args, config.revision, data, args.validation_share)
+        stage.begun = True
         return run_one(one, tasks[one.task], training_args, config, args.ranking_steps)
 
-    while runs := grid.tuning_runs(results):
-        do_all(runs, results, do, tqdm)
-    do_all(grid.test_runs(results), results, do, tqdm)
-    do_all(grid.memory_runs(results), results, do, tqdm)
+    with Stage() as stage:
+        while runs := grid.tuning_runs(results):
+            do_all(runs, results, do, tqdm)
+        do_all(grid.test_runs(results), results, do, tqdm)
+        do_all(grid.memory_runs(results), results, do, tqdm)
     return 0, {"output_dir": str(output), "rows": _report(results, output)}
 
 

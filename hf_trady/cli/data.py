@@ -84,15 +84,15 @@ class Data:
     args: DataArguments
 
 
-def load_data(args: DataArguments) -> Data:
-    """Load, split and label the data that `args` names.
+def load_data(args: DataArguments, token: str | None = None) -> Data:
+    """Load, split and label the data that `args` names; `token` is for the Hub.
 
     Raises:
         ValueError: If a column can't be found; the message lists those that are there.
         FileNotFoundError: If the dataset can't be found.
     """
     try:
-        splits = _load_splits(args)
+        splits = _load_splits(args, token)
     except DatasetGenerationError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
@@ -129,7 +129,7 @@ def load_data(args: DataArguments) -> Data:
     )
 
 
-def _load_splits(args: DataArguments) -> DatasetDict:
+def _load_splits(args: DataArguments, token: str | None) -> DatasetDict:
     path = Path(args.dataset_name)
     if path.is_file():
         if path.suffix not in TEXT_FORMATS:
@@ -141,7 +141,7 @@ def _load_splits(args: DataArguments) -> DatasetDict:
             files = {_split_of(file, len(texts)): str(file) for file in texts}
             return load_dataset(TEXT_FORMATS[texts[0].suffix], data_files=files, **_delimiter(texts[0]))
         return load_dataset("imagefolder", data_dir=str(path))
-    splits = load_dataset(args.dataset_name, args.dataset_config_name)
+    splits = load_dataset(args.dataset_name, args.dataset_config_name, token=token)
     if "train" not in splits:
         raise ValueError(f"dataset_name='{args.dataset_name}' has no split 'train', only {', '.join(splits)}")
     return splits

@@ -3,12 +3,15 @@
 import argparse
 import contextlib
 import json
+import math
 import sys
 from importlib import import_module
+from typing import Any
 
 import shtab
 
 from ..version import __version__
+from .stage import RunFailed
 
 
 VERBS = {
@@ -19,10 +22,16 @@ VERBS = {
     "report": "Write a page about a run: what it learned, what memory it took, and which channels it trained.",
 }
 COMPLETION = "--print_completion"
+PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for a run that failed, 2 for bad arguments."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 2 for bad arguments, found before anything has begun; 1 for a run that failed; 130 for one
+        that was interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     completes = arguments[:1] == [COMPLETION]
     verb = _parser(completes).parse_args(arguments if completes else arguments[:1]).verb
@@ -31,18 +40,27 @@ def main(arguments: list[str] | None = None) -> int:
         values, others = module.make_parser().parse(arguments[1:])
         with contextlib.redirect_stdout(sys.stderr) if others.json else contextlib.nullcontext():
             code, result = module.run(*values)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"trady {verb}: {error}", file=sys.stderr)
+    except (ValueError, ImportError, *PATH_ERRORS) as error:
+        print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (OSError, ArithmeticError, MemoryError) as error:  # a full disk, a Hub that can't be reached, no memory
+    except (RunFailed, OSError, ArithmeticError, MemoryError) as error:  # a full disk, an unreachable Hub, no memory
         print(f"trady {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"trady {verb}: {error or 'interrupted'}", file=sys.stderr)
         return 130
     if others.json and result is not None:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(_finite(result), indent=2, allow_nan=False))
     return code
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for each number that JSON doesn't know: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser(completes: bool) -> argparse.ArgumentParser:

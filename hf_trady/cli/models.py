@@ -21,10 +21,14 @@ from transformers import (
     TimmWrapperForImageClassification,
     default_data_collator,
 )
+from transformers.utils import logging
 
 from ..config import TraDyConfig
 from ..targets import find_heads
 from .data import Data
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -88,7 +92,7 @@ def load_datasets(
 ) -> tuple[Dataset, Dataset, Callable, Any]:
     """The data for training and evaluation as `model` takes it, the collator, and the tokenizer if there is one."""
     if data.is_image:
-        return *_image_datasets(args, model, data), default_data_collator, None
+        return *_image_datasets(args, revision, model, data), default_data_collator, None
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **_hub(args, revision))
     except (OSError, RuntimeError) as error:
@@ -96,7 +100,8 @@ def load_datasets(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return *_text_datasets(tokenizer, data), DataCollatorWithPadding(tokenizer), tokenizer
+    max_length = _max_length(data.args.max_seq_length, tokenizer, model)
+    return *_text_datasets(tokenizer, data, max_length), DataCollatorWithPadding(tokenizer), tokenizer
 
 
 def _cannot_load(args: ModelArguments, error: Exception) -> ValueError:
@@ -130,14 +135,16 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
     return model.to(memory_format=torch.channels_last)  # convolutions take less memory and time so
 
 
-def _image_datasets(args: ModelArguments, model: PreTrainedModel, data: Data) -> tuple[Dataset, Dataset]:
+def _image_datasets(
+    args: ModelArguments, revision: str | None, model: PreTrainedModel, data: Data
+) -> tuple[Dataset, Dataset]:
     """The images, augmented lightly for training, resized and normalized as the model expects."""
     if isinstance(model, TimmWrapperForImageClassification):
         expected = model.config.pretrained_cfg
         size = expected["input_size"][-1]
         mean, std = expected["mean"], expected["std"]
     else:
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, token=args.token)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **_hub(args, revision))
         size = processor.size.get("height") or processor.size["shortest_edge"]
         mean = getattr(processor, "image_mean", None) or IMAGENET_DEFAULT_MEAN
         std = getattr(processor, "image_std", None) or IMAGENET_DEFAULT_STD
@@ -169,12 +176,21 @@ def _read_image(encoded: dict) -> PIL.Image.Image:
         raise ValueError(f"can't read the image '{name}' ({error}); repair it or take it out of the data") from None
 
 
-def _text_datasets(tokenizer, data: Data) -> tuple[Dataset, Dataset]:
+def _max_length(asked: int, tokenizer, model: PreTrainedModel) -> int:
+    """How many tokens of a text the model takes, at most as many as `asked`."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(asked, tokenizer.model_max_length, positions or asked)
+    if most < asked:
+        logger.warning(f"max_seq_length={asked} is more than this model takes; texts are cut to {most} tokens.")
+    return most
+
+
+def _text_datasets(tokenizer, data: Data, max_length: int) -> tuple[Dataset, Dataset]:
     """The texts as tokens."""
 
     def tokenize(batch: dict, rows: list[int]) -> dict:
         texts = [text or "" for text in batch[data.input_column]]  # an empty cell of a CSV file is None
-        tokens = tokenizer(texts, truncation=True, max_length=data.args.max_seq_length)
+        tokens = tokenizer(texts, truncation=True, max_length=max_length)
         empty = [row for row, ids in zip(rows, tokens["input_ids"], strict=True) if not ids]
         if empty:
             raise ValueError(f"the text in row {empty[0]} of column '{data.input_column}' is empty; take it out")

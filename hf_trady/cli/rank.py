@@ -25,6 +25,7 @@ from ..targets import find_heads, find_layers
 from .arguments import VerbParser
 from .data import DataArguments, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
+from .stage import Stage
 
 
 MAIN = (
@@ -64,10 +65,11 @@ def run(model_args: ModelArguments, data_args: ManyDataArguments, args: RankArgu
     """
     logging.set_verbosity_error()
     records = {}
-    for one in data_args.each():
-        for seed in args.seeds:
-            print(f"{Path(one.dataset_name).stem}, seed {seed}")
-            records[f"{Path(one.dataset_name).stem} {seed}"] = _measure(model_args, one, args, seed)
+    with Stage() as stage:
+        for one in data_args.each():
+            for seed in args.seeds:
+                print(f"{Path(one.dataset_name).stem}, seed {seed}")
+                records[f"{Path(one.dataset_name).stem} {seed}"] = _measure(model_args, one, args, seed, stage)
     output = Path(args.output_dir)
     ranking = common_ranking(records)
     ranking.save_pretrained(output)
@@ -87,9 +89,11 @@ def run(model_args: ModelArguments, data_args: ManyDataArguments, args: RankArgu
     return 0, values | {"scores": ranking.scores}
 
 
-def _measure(model_args: ModelArguments, data_args: DataArguments, args: RankArguments, seed: int) -> GradientRecord:
+def _measure(
+    model_args: ModelArguments, data_args: DataArguments, args: RankArguments, seed: int, stage: Stage
+) -> GradientRecord:
     set_seed(seed)
-    data = load_data(data_args)
+    data = load_data(data_args, model_args.token)
     model = make_model(model_args, None, data).train()
     train, _, collator, _ = load_datasets(model_args, None, model, data)
     loader = DataLoader(
@@ -103,6 +107,7 @@ def _measure(model_args: ModelArguments, data_args: DataArguments, args: RankArg
     inputs = {name: value for name, value in next(iter(loader)).items() if name != "labels"}
     layers = find_layers(model, find_heads(model, args.modules_to_save), None)
     costs = cost_table(model, inputs).subset(layers)
+    stage.begun = True
     return measure_gradients(
         model, loader, num_steps=args.num_steps, learning_rate=args.learning_rate, costs=costs, tails=True
     )

@@ -11,8 +11,6 @@ from pathlib import Path
 import shtab
 from rich.console import Console
 
-from ..reporting import read_run, summarize, write_report
-from ..reporting.summary import rows
 from .arguments import VerbParser
 
 
@@ -35,6 +33,10 @@ def make_parser() -> VerbParser:
 
 def run(args: ReportArguments, directory: str) -> tuple[int, dict]:
     """Write the report and print the summary; returns the exit code and the summary."""
+    # They import torch and transformers, for which a help need not wait.
+    from ..reporting import read_run, summarize, write_report
+    from ..reporting.summary import rows
+
     record = read_run(directory)
     summary = summarize(record)
     page = write_report(record, args.output_dir or Path(directory) / "report")

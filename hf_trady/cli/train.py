@@ -8,10 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import evaluate
-import numpy as np
-from sklearn.metrics import accuracy_score
-from transformers import EvalPrediction, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ..config import TraDyConfig
 from ..history import DrawHistory
@@ -20,9 +17,12 @@ from ..reporting.charts import plot_updates
 from ..training import TraDyTrainer
 from ..training.progress import use_epoch_table
 from .arguments import VerbParser
+from .checks import check_training_arguments
 from .config import TraDyArguments
 from .data import DataArguments, load_data
+from .metrics import make_metrics
 from .models import ModelArguments, load_model
+from .stage import Stage
 
 
 MAIN = (
@@ -41,7 +41,9 @@ class TrainArguments(TrainingArguments):
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    report_to: str = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ..., or none."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Any of tensorboard, trackio, wandb, ..., or none."}
+    )
 
 
 def make_parser() -> VerbParser:
@@ -58,10 +60,12 @@ def run(
     Returns:
         The exit code and, in the main process, the metrics.
     """
+    check_training_arguments(training_args)
     config.seed = training_args.seed
     set_seed(training_args.seed)
 
-    data = load_data(data_args)
+    data = load_data(data_args, model_args.token)
+    compute_metrics = make_metrics(data_args.metrics, len(data.labels))
     if data.is_image:
         training_args.remove_unused_columns = False  # the image column is transformed as it is read
     loaded = load_model(model_args, config, data)
@@ -73,11 +77,28 @@ def run(
         eval_dataset=loaded.eval_dataset,
         data_collator=loaded.data_collator,
         processing_class=loaded.processing_class,
-        compute_metrics=_metrics(data_args.metrics),
+        compute_metrics=compute_metrics,
     )
     use_epoch_table(trainer)
+    with Stage() as stage:
+        trainer.add_callback(_BeginCallback(stage))
+        return _train(trainer, model_args, data_args)
 
-    checkpoint = training_args.resume_from_checkpoint
+
+class _BeginCallback(TrainerCallback):
+    """Notes, as the last callback, that all others let training begin."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.stage.begun = True
+
+
+def _train(trainer: TraDyTrainer, model_args: ModelArguments, data_args: DataArguments) -> tuple[int, dict | None]:
+    """Train, evaluate, and write everything that `run` says."""
+    model, args = trainer.model, trainer.args
+    checkpoint = args.resume_from_checkpoint
     result = trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -87,14 +108,14 @@ def run(
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     card = {} if Path(data_args.dataset_name).exists() else {"dataset": data_args.dataset_name}
-    if training_args.push_to_hub:
+    if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
     code = 0 if math.isfinite(metrics["eval_loss"]) else 1
     if not trainer.is_world_process_zero():
         return code, None
-    output = Path(training_args.output_dir)
+    output = Path(args.output_dir)
     history = DrawHistory.from_pretrained(output)
     plot_updates(history, output / "layer_updates.png", title=model_args.model_name_or_path)
     print(model.report())
@@ -102,17 +123,3 @@ def run(
     print(f"Written to {output}: the model and its card, all_results.json, layer_updates.png")
     print(f"A page about the run: trady report {output}")
     return code, {"output_dir": str(output)} | trained | metrics
-
-
-def _metrics(names: list[str]):
-    """A `compute_metrics` of accuracy and of the metrics of `evaluate` called `names`."""
-    loaded = [evaluate.load(name) for name in names]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
-        values = {"accuracy": accuracy_score(labels, predicted)}
-        for metric in loaded:
-            values |= metric.compute(predictions=predicted, references=labels)
-        return values
-
-    return compute

@@ -54,3 +54,11 @@ def test_other_settings_and_unknown_methods_are_refused_before_anything_is_train
     (tmp_path / "results.jsonl").write_text(json.dumps({"settings": {"num_train_epochs": 7}}) + "\n")
     assert compare(image_run, tmp_path, "--methods", "head_only") == 2
     assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_no_bad_argument(image_run, tmp_path, capsys):
+    arguments = ["--methods", "trady", "--memory_budgets", "1", "--seeds", "0"]
+    assert compare(image_run, tmp_path, *arguments) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("trady compare: memory_budget of 1 units ")
+    assert compare(image_run, tmp_path, *arguments, "--lr_scheduler_kwargs", '{"foo": 1}') == 2

@@ -37,3 +37,9 @@ def test_texts_and_a_learning_rate(text_run, tmp_path, capsys):
     agreement = json.loads((tmp_path / "agreement.json").read_text())
     assert agreement["layers"] == [[1.0]]
     assert json.loads(capsys.readouterr().out) == agreement | {"scores": LayerRanking.from_pretrained(tmp_path).scores}
+
+
+def test_a_measurement_that_fails_is_no_bad_argument(text_run, tmp_path, capsys):
+    assert rank(text_run, tmp_path, "--learning_rate", "1e30") == 1
+    assert "trady rank: can't rank layers" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert rank(text_run, tmp_path, "--text_column_name", "body") == 2

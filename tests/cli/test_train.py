@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -8,18 +9,27 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BertForSequenceClassification, TimmWrapperForImageClassification
+from transformers import (
+    BertForSequenceClassification,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.data import DataArguments, load_data
 from hf_trady.cli.main import main
 from hf_trady.cli.models import _text_datasets
 
+from ..hub.conftest import hub  # noqa: F401
+from ..hub.server import TOKEN, Repository
 from ..launching import launch_two
 from ..tiny import word_tokenizer
+from ..tiny_files import save_bert
 
 
 def results(output_dir) -> dict:
@@ -86,6 +96,10 @@ def test_resume_gives_the_same_model(text_run, tmp_path):
         (["--text_column_name", "body"], ["body", "text"]),
         (["--layer_ranking", "/no/ranking.json"], ["/no/ranking.json"]),
         (["--resume_from_checkpoint", "/no/checkpoint"], ["/no/checkpoint"]),
+        (["--output_dir", __file__], [__file__, "File exists"]),
+        (["--report_to", "tensorboard", "clearml"], ["report_to=['tensorboard', 'clearml']", "pip install clearml"]),
+        (["--lr_scheduler_kwargs", '{"foo": 1}'], ["lr_scheduler_kwargs={'foo': 1}", "linear", "argument 'foo'"]),
+        (["--lr_scheduler_type", "warmup_stable_decay"], ["lr_scheduler_kwargs", "num_decay_steps"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, arguments, words):
@@ -99,10 +113,10 @@ def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, argum
 def test_a_corrupt_image_in_the_middle_is_named(image_run, tmp_path, capsys, damage):
     photos = tmp_path / "photos"
     shutil.copytree(image_run[image_run.index("--dataset_name") + 1], photos)
-    bad = photos / "red" / "11.png"
+    bad = photos / "red" / "12.png"
     bad.write_bytes(bad.read_bytes()[:200] if damage == b"half" else damage)
     arguments = ["--dataset_name", str(photos), "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"]
-    assert main(["train", *image_run, *arguments, "--strategy", "static_full_random"]) == 2
+    assert main(["train", *image_run, *arguments, "--strategy", "static_full_random"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f"trady train: can't read the image '{bad}' (") and "take it out of the data" in line
 
@@ -116,15 +130,45 @@ def test_an_empty_text_in_the_middle_is_a_text_without_words(text_run, tmp_path)
 
 def test_a_text_that_a_tokenizer_makes_nothing_of_is_named():
     data = Dataset.from_dict({"text": ["w1 w2", "", "w3"], "label": [0, 1, 0]})
-    task = SimpleNamespace(
-        train=data, eval=data, input_column="text", label_column="label", args=SimpleNamespace(max_seq_length=8)
-    )
+    task = SimpleNamespace(train=data, eval=data, input_column="text", label_column="label")
     with pytest.raises(ValueError, match="the text in row 1 of column 'text' is empty"):
-        _text_datasets(word_tokenizer(), task)
+        _text_datasets(word_tokenizer(), task, 8)
+
+
+def test_texts_are_cut_to_what_the_model_takes(text_run, tmp_path, caplog, monkeypatch):
+    for library in ("hf_trady", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    bert = save_bert(tmp_path / "bert", max_position_embeddings=16)
+    (tmp_path / "long.csv").write_text("text,label\n" + "".join(f"{'film ' * 40},{i % 2}\n" for i in range(20)))
+    arguments = ["--model_name_or_path", str(bert), "--dataset_name", str(tmp_path / "long.csv"), "--max_steps", "1"]
+    assert main(["train", *text_run, *arguments, "--max_seq_length", "99", "--output_dir", str(tmp_path / "run")]) == 0
+    assert "max_seq_length=99 is more than this model takes; texts are cut to 16 tokens" in caplog.text
+
+
+def test_revision_and_token_reach_the_image_processor_and_the_data(image_run, tmp_path, hub, monkeypatch):  # noqa: F811
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "vit").iterdir()}
+    hub.repositories["me/vit"] = Repository(private=True)
+    hub.repositories["me/vit"].commit("old", files, "upload")
+    hub.repositories["me/vit"].commit("main", {}, "delete")
+    photos = image_run[image_run.index("--dataset_name") + 1]
+    asked = {}
+
+    def load(name: str, config: str | None, **kwargs):
+        asked.update(kwargs)
+        return load_dataset("imagefolder", data_dir=photos)
+
+    monkeypatch.setattr("hf_trady.cli.data.load_dataset", load)
+    arguments = ["--model_name_or_path", "me/vit", "--revision", "old", "--dataset_name", "me/photos"]
+    arguments += ["--token", TOKEN, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *image_run, *arguments]) == 0
+    assert asked == {"token": TOKEN}
 
 
 def test_help_and_version():
-    for arguments, word in [(["--help"], "train"), (["train", "--help"], "--memory_budget"), (["--version"], "trady")]:
+    for arguments, word in [(["--help"], "train"), (["--version"], "trady")]:
         output = subprocess.run(
             [sys.executable, "-m", "hf_trady", *arguments], capture_output=True, text=True, check=True
         )
@@ -159,5 +203,5 @@ def test_classes_have_the_same_numbers_in_every_split(tmp_path):
 
 def test_a_metric_that_is_not_there_is_one_line(text_run, tmp_path, capsys):
     best = ["--load_best_model_at_end", "True", "--metric_for_best_model", "f1"]
-    assert main(["train", *text_run, "--output_dir", str(tmp_path), *best]) != 0
+    assert main(["train", *text_run, "--output_dir", str(tmp_path), *best, "--num_train_epochs", "1"]) == 1
     assert "metric_for_best_model='f1' is none of the metrics" in capsys.readouterr().err.splitlines()[-1]
