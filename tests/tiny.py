@@ -22,6 +22,10 @@ from transformers import (
 from hf_trady import CostTable, LayerRanking, TraDyConfig, TraDyModel
 
 
+NAMES_OPERATIONS = hasattr(torch._C._autograd.SavedTensor, "data")
+"""Whether a prediction can name the operations that keep memory; see `hf_trady.memory.graph`."""
+
+
 class ConvNet(nn.Module):
     """Plain, depthwise and pointwise convolutions with batch-norms, a hidden linear layer and a head."""
 

@@ -11,7 +11,8 @@ def op_of_storage(loss: Tensor, find: Callable[[Tensor], Storage | None]) -> dic
     """`id` of a Storage -> name of the first operation, in the order of the forward, that saved a tensor in it.
 
     A function written in Python is named in full (`package.module.Class`), one of torch's own by its node's name
-    (`Gelu`). What activation checkpointing will recompute is not there, and so is not named.
+    (`Gelu`). What activation checkpointing will recompute is not there, and so is not named; nor is anything by an
+    older torch (2.9), whose nodes do not show what they saved without unpacking it.
     """
     names: dict[int, str] = {}
     for node in sorted(_nodes(loss.grad_fn), key=lambda node: node._sequence_nr()):

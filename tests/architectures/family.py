@@ -46,6 +46,11 @@ class Family:
     slow: bool = False
     dtype: torch.dtype = torch.float64
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this version of the library has the small model."""
+        return self.library != "timm" or timm.is_model(self.build.args[0])
+
     def make(self) -> nn.Module:
         """The small model, in `dtype` and eval mode, with the same weights each time."""
         torch.manual_seed(0)

@@ -44,6 +44,8 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], when: str):
 
 @pytest.mark.parametrize("family", CASES)
 def test_wraps_trains_saves_loads_and_merges(family, tmp_path):
+    if not family.is_known:
+        pytest.skip("this timm lacks its small model")
     plain, batch = family.make(), family.batch()
     twin, kinds = copy.deepcopy(plain), [type(module) for module in plain.modules()]
     expected = evaluate(plain, batch)

@@ -49,6 +49,6 @@ def test_large_tensors_take_the_compiled_kernel_with_the_same_numbers(module):
     x = 3 * torch.randn(4, 300, 256, generator=torch.Generator().manual_seed(2))
     output, grad, _, _ = run(lean_copy(module), x)
     part, grad_part, _, _ = run(lean_copy(module), x[:1], 5)
-    torch.testing.assert_close(output[:1], part, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output[:1], part, rtol=1e-5, atol=2e-6)
     assert output.shape == grad.shape and grad_part.shape == part.shape
     check_compressed(module, x)

@@ -8,7 +8,7 @@ from torch import nn
 from hf_trady.memory import KINDS, StepSetup, predict_step
 
 from ..test_whole_models import llama
-from ..tiny import MODELS, bert, inputs_of, token_batch
+from ..tiny import MODELS, NAMES_OPERATIONS, bert, inputs_of, token_batch
 
 
 def two_layers() -> nn.Module:
@@ -22,7 +22,8 @@ def test_a_tiny_model_takes_the_bytes_that_can_be_counted_by_hand():
     assert step.weights == first + second
     assert step.kept == hidden + loss  # the input is the batch; the output is gone
     assert step.layers == {"1": hidden, "": loss}
-    assert step.ops == {"Mm": hidden}
+    if NAMES_OPERATIONS:
+        assert step.ops == {"Mm": hidden}
     # The gradient of the output is an expanded scalar. While the first gradient is formed, both hidden tensors live.
     highest = {"inputs": x, "gradients": second, "activations": hidden + loss, "transients": hidden + loss}
     assert step.at_peak == {kind: highest.get(kind, 0) for kind in KINDS}
@@ -100,6 +101,7 @@ def test_checkpointing_keeps_less_and_is_followed_through_backward():
     assert math.isclose(recomputed.weights, plain.weights)
 
 
+@pytest.mark.skipif(not NAMES_OPERATIONS, reason="this torch does not show what a node saved")
 def test_sequences_are_taken_for_unpacked_ones():
     net, tokens = llama().train(), torch.randint(40, (2, 16))
     predicted = predict_step(net, {"input_ids": tokens, "labels": tokens}).ops

@@ -304,6 +304,7 @@ def test_table_access_and_json(table):
     assert CostTable(tuple(LayerCost(**row) for row in rows)) == table
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch fails on neither, or lacks it")
 @pytest.mark.parametrize("kind", ["converts", "grouped"])
 def test_what_fails_on_fake_tensors_alone_falls_back_to_a_real_run(kind, capfd):
     class Net(nn.Module):
