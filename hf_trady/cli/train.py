@@ -86,7 +86,7 @@ def run(
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    card = {} if Path(data_args.dataset_name).exists() else {"dataset": data_args.dataset_name}
+    card = {} if Path(data_args.dataset_name).exists() else {"dataset_tags": data_args.dataset_name}
     if training_args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
