@@ -62,7 +62,8 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
         Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
         `trady_config.json`, `layer_ranking.json` where there is a ranking, `channel_scores.safetensors` where the
         strategy goes by single channels, `trady_plan.json` where a budget in bytes has been fitted, and the base
-        model's `config.json` where it has one. Each is written whole or not at all.
+        model's `config.json` where it has one. Each is written whole or not at all. Those of an earlier model in the
+        same directory that this one doesn't have are deleted.
 
         Args:
             save_directory: Where to write.
@@ -72,6 +73,7 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
         state = self.trained_state() if is_main_process or is_fully_sharded(self) else None
         if not is_main_process:
             return
+        before = set(os.listdir(save_directory)) if Path(save_directory).is_dir() else set()
         save_state(state, save_directory)
         if self.layer_ranking is not None:
             self.layer_ranking.save_pretrained(save_directory)
@@ -81,6 +83,8 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
             self.fitted.save_pretrained(save_directory)
         if hasattr(self._base_config, "save_pretrained"):
             self._base_config.save_pretrained(save_directory)
+        for name in self._stale(before):
+            (Path(save_directory) / name).unlink()
         self._named_config().save_pretrained(save_directory)
 
     @classmethod
@@ -174,10 +178,23 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
     def _base_config(self) -> Any:
         return getattr(self.base_model, "config", None)
 
+    def _stale(self, there: Set[str]) -> list[str]:
+        """Which of the files `there` another model has left by its `save_pretrained`, and this one doesn't write.
+
+        Where there is no saved model they are someone's own; a `config.json` beside whole weights is that of these.
+        """
+        if WEIGHTS_NAME not in there:
+            return []
+        has = zip(OPTIONAL_NAMES, (self.layer_ranking, self.channel_scores, self.fitted), strict=True)
+        lacking = {name for name, value in has if value is None}
+        if not hasattr(self._base_config, "save_pretrained") and not there & _WHOLE_MODELS:
+            lacking.add(BASE_CONFIG_NAME)
+        return sorted(lacking & there)
+
     def _complete(self, folder: Path, there: Set[str], repo_id: str, subfolder: str) -> list[str]:
         if "README.md" not in there:  # one that is there may have been written by hand
             self.create_model_card(folder, model_name=repo_id, subfolder=subfolder)
-        return []
+        return self._stale(there)
 
 
 def _refuse_wrong_name(name: str, base_model: nn.Module, state: TrainedState) -> None:
