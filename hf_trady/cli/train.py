@@ -50,6 +50,28 @@ def make_parser() -> VerbParser:
     return VerbParser(classes, "train", __doc__, MAIN, EXAMPLE)
 
 
+def make_trainer(
+    model_args: ModelArguments, data_args: DataArguments, config: TraDyArguments, training_args: TrainArguments
+) -> TraDyTrainer:
+    """The Trainer of a run, with its model and its data."""
+    config.seed = training_args.seed
+    set_seed(training_args.seed)
+
+    data = load_data(data_args)
+    if data.is_image:
+        training_args.remove_unused_columns = False  # the image column is transformed as it is read
+    loaded = load_model(model_args, config, data)
+    return TraDyTrainer(
+        model=TraDyModel(loaded.model, TraDyConfig.from_dict(config.to_dict())),
+        args=training_args,
+        train_dataset=loaded.train_dataset,
+        eval_dataset=loaded.eval_dataset,
+        data_collator=loaded.data_collator,
+        processing_class=loaded.processing_class,
+        compute_metrics=_metrics(data_args.metrics),
+    )
+
+
 def run(
     model_args: ModelArguments, data_args: DataArguments, config: TraDyArguments, training_args: TrainArguments
 ) -> tuple[int, dict | None]:
@@ -58,23 +80,8 @@ def run(
     Returns:
         The exit code and, in the main process, the metrics.
     """
-    config.seed = training_args.seed
-    set_seed(training_args.seed)
-
-    data = load_data(data_args)
-    if data.is_image:
-        training_args.remove_unused_columns = False  # the image column is transformed as it is read
-    loaded = load_model(model_args, config, data)
-    model = TraDyModel(loaded.model, TraDyConfig.from_dict(config.to_dict()))
-    trainer = TraDyTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=loaded.train_dataset,
-        eval_dataset=loaded.eval_dataset,
-        data_collator=loaded.data_collator,
-        processing_class=loaded.processing_class,
-        compute_metrics=_metrics(data_args.metrics),
-    )
+    trainer = make_trainer(model_args, data_args, config, training_args)
+    model: TraDyModel = trainer.model
     use_epoch_table(trainer)
 
     checkpoint = training_args.resume_from_checkpoint

@@ -1,6 +1,7 @@
 """Model cards: what was trained and how, for readers and for the index of the Hub."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from numbers import Real
@@ -90,10 +91,10 @@ def model_card(
         **data | {"tags": sorted({"trady", *(data.get("tags") or ())})},
     )
     started = _base_in_words(config, data["base_model"], architecture)
-    trained_on = f" on {', '.join(names)}" if names else ""
+    trained_on, how = f" on {', '.join(names)}" if names else "", _how(config, heads)
     return ModelCard(
         f"---\n{card_data}\n---\n\n# {model_name}\n\n"
-        f"{started}, fine-tuned{trained_on} by TraDy{_how(config, heads)}; everything else is as it was.\n\n"
+        f"{wrapped(f'{started}, fine-tuned{trained_on} by TraDy{how}; everything else is as it was.')}\n\n"
         f"{_table(facts | {name: f'{value:.4g}' for name, value in numbers.items()})}\n\n"
         f"{_loading(model_name, subfolder, builds=base is not None)}\n"
         f"{_training(hyperparameters)}\n"
@@ -112,6 +113,11 @@ def hub_id(base_model: str | None) -> str | None:
     except HFValidationError:
         return None
     return None if base_model.endswith(FILE_SUFFIXES) else base_model
+
+
+def wrapped(paragraph: str) -> str:
+    """`paragraph` in lines that a reader of the file likes, none of its words broken."""
+    return textwrap.fill(paragraph, 119, break_long_words=False, break_on_hyphens=False)
 
 
 def _base_in_words(config: TraDyConfig, repository: str | list[str] | None, architecture: str | None) -> str:

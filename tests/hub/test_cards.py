@@ -1,10 +1,13 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save as safetensors_of
 
 from hf_trady import TraDyConfig, TraDyModel
@@ -12,6 +15,9 @@ from hf_trady.hub.cards import hub_id, model_card
 
 from ..tiny import bert, conv_net, image_batch, inputs_of, ranking_of, timm_net, token_batch, wrap
 from .server import TOKEN, Repository
+
+
+ROOT = Path(__file__).parents[2]
 
 
 NET = "test_efficientnet.r160_in1k"
@@ -140,3 +146,27 @@ def test_a_card_that_is_there_stays(hub, place):
     assert hub.files("me/tuned", branch)[path] == b"by hand"
     if "revision" in place:
         assert "README.md" not in hub.files("me/tuned")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("model_cards/*/README.md")), ids=lambda path: path.parent.name)
+def test_a_card_that_ships_is_whole_and_says_the_same_twice(path):
+    card = ModelCard.load(path)
+    data = card.data.to_dict()
+    assert data["library_name"] == "hf_trady" and data["pipeline_tag"] and "trady" in data["tags"]
+    for repo_id in (data["base_model"], *data.get("datasets", ())):
+        validate_repo_id(repo_id)
+        assert "/" in repo_id
+    assert f"https://huggingface.co/{data['base_model']}" in card.text
+    (index,) = data["model-index"]
+    (result,) = index["results"]
+    assert f"# {index['name']}\n" in card.text and result["task"]["type"] == data["pipeline_tag"]
+    assert result["dataset"]["type"] == data.get("datasets", ["unknown"])[0]
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert list(values) == data["metrics"] and {"accuracy", "loss"} <= values.keys()
+    for name, value in values.items():
+        assert f"| {name} | {value:.4g} |" in card.text
+    for words in ("memory budget", "measured peak in training", "inputs of layers not kept", "train_samples", "seed"):
+        assert words in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    compile(code, str(path), "exec")
+    assert "base_model=base_model" not in code or "base_model = Timm" in code
