@@ -36,7 +36,8 @@ class TraDyCallback(TrainerCallback):
     Args:
         trainer: The Trainer; the sparsity goes through its `log`, and so to all its integrations.
         in_checkpoints: Write what [`TraDyModel.save_pretrained`] does into every checkpoint, beside what the Trainer
-            writes, and draw by it when a run is resumed from there. A [`TraDyTrainer`] does so itself.
+            writes, and draw by it when a run is resumed from there; at the end of a run that saves, into its output
+            directory, too. A [`TraDyTrainer`] does so itself.
         max_skipped_steps: Of so many in a row the run dies. Those in which a GradScaler lowers its scale don't count.
 
     Raises:
@@ -135,6 +136,8 @@ class TraDyCallback(TrainerCallback):
             print(line)
         if self._model.byte_budget is not None:
             keep_freed_memory()
+        if self.in_checkpoints and args.save_strategy != SaveStrategy.NO:
+            self._model.save_pretrained(args.output_dir, is_main_process=args.should_save)
 
     def save_history(self, directory: str) -> None:
         """Write what each draw has trained so far, the current one included; only in the main process."""

@@ -137,7 +137,7 @@ class TraDyTrainer(SavingTrainer):
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
         if model.costs is None or fits:
             self._calibrate(model, fits)
-        if model.byte_budget is not None:
+        if model.byte_budget is not None or (self.args.device.type == "cpu" and not self.is_fsdp_enabled):
             warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)

@@ -23,14 +23,14 @@ LOGGED = (
 
 
 class Watch(TrainerCallback):
-    """Notes the draw, the optimizer step and the channels at every micro-batch."""
+    """Notes the draw, the optimizer step and the channels at every micro-batch of training."""
 
     def __init__(self):
         self.seen = []
 
     def attach(self, trainer):
         def note(module, args):
-            if module.training:
+            if module.training and trainer.optimizer is not None:  # not before the first step
                 model = trainer.model
                 channels = {name: index.tolist() for name, index in model.active_channels().items()}
                 self.seen.append((trainer.state.global_step, model.epoch, channels))
@@ -297,3 +297,17 @@ def test_none_of_several_evaluations_counts_as_training(strategy, tmp_path, monk
     monkeypatch.setattr(trainer, "prediction_step", prediction_step)
     trainer.train()
     assert len(paused) > 6 and all(paused)
+
+
+def test_memory_is_measured_from_a_step_on_that_changes_nothing(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    start, called = copy_of_state(trainer.model), []
+    trainer.model.register_forward_pre_hook(lambda module, args: called.append(module.training))
+
+    class Begin(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            assert called == [True] and not different_keys(start, copy_of_state(trainer.model))
+
+    trainer.add_callback(Begin())
+    trainer.train()
+    assert len(called) > 1

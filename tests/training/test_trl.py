@@ -27,7 +27,7 @@ def wrapped(budget: float) -> TraDyModel:
     return TraDyModel(llama(), config, {"input_ids": lm_batch(1)["input_ids"]})
 
 
-def train(method: str, model, path, **kwargs):
+def train(method: str, model, path, resume=None, **kwargs):
     """Two epochs of three steps of TRL's trainer, with a callback where `model` is a TraDyModel."""
     kind, config = {"sft": (trl.SFTTrainer, trl.SFTConfig), "dpo": (trl.DPOTrainer, trl.DPOConfig)}[method]
     fixed = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "bf16": False}
@@ -43,7 +43,7 @@ def train(method: str, model, path, **kwargs):
     trainer = kind(model=model, args=args, train_dataset=data, processing_class=word_tokenizer(), **own)
     if isinstance(model, TraDyModel):
         trainer.add_callback(TraDyCallback(trainer))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == 6
     return trainer
 
@@ -86,3 +86,15 @@ def test_nothing_trains_but_what_is_drawn_and_an_ordinary_model_comes_back(metho
     assert torch.equal(plain.generate(ids, max_new_tokens=8, do_sample=False), tokens)
     assert torch.equal(merged.generate(ids, max_new_tokens=8, do_sample=False), tokens)
     assert "forward" not in vars(merged)
+
+
+@pytest.mark.parametrize("method", DATA)
+def test_a_run_that_saves_is_loaded_from_its_output_directory_and_goes_on_from_its_checkpoint(method, tmp_path):
+    model = wrapped(0.3)
+    train(method, model, tmp_path / "run", save_strategy="epoch")
+    loaded = TraDyModel.from_pretrained(tmp_path / "run", base_model=llama())
+    assert not different_keys(copy_of_state(model), copy_of_state(loaded))
+
+    resumed = wrapped(0.3)
+    train(method, resumed, tmp_path / "again", resume=tmp_path / "run" / "checkpoint-3")
+    assert not different_keys(copy_of_state(model), copy_of_state(resumed))
