@@ -78,6 +78,25 @@ def test_a_fresh_base_model_gets_exactly_what_was_trained(tmp_path_factory, kind
     assert different_keys(copy_of_state(plain), copy_of_state(model)) == []
 
 
+def test_a_directory_keeps_nothing_that_another_model_has_left(tmp_path):
+    trained("bert", strategy="trady").save_pretrained(tmp_path)
+    assert (tmp_path / RANKING_NAME).is_file() and (tmp_path / "config.json").is_file()
+    (tmp_path / "notes.txt").touch()
+    trained("conv").save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS_NAME, CONFIG_NAME, "notes.txt"}
+
+
+def test_what_no_model_of_ours_has_left_in_a_directory_stays(tmp_path):
+    trained("bert", strategy="trady").layer_ranking.save_pretrained(tmp_path)
+    model = trained("conv")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / RANKING_NAME).is_file()  # there was no saved model that it could be a part of
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).touch()
+    model.save_pretrained(tmp_path)
+    assert {"model.safetensors", "config.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_model_saved_before_training_restores_the_base(tmp_path):
     model = wrap(conv_net(), image_batch()[0])
     model.save_pretrained(tmp_path)

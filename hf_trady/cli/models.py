@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..config import TraDyConfig
+from ..hub.base_models import pinned_name
 from ..targets import find_heads
 from .data import Data
 
@@ -59,13 +60,14 @@ class Loaded:
 def load_model(args: ModelArguments, config: TraDyConfig, data: Data) -> Loaded:
     """The model that `args` names, with a head for the classes of `data`, and the transformed data.
 
-    Sets what `config` says of the base model: its name and its task.
+    Sets what `config` doesn't say of the base model: its name, unless its weights are local ones, and its task.
 
     Raises:
         ValueError: If the model can't be loaded.
     """
-    config.base_model_name_or_path = args.model_name_or_path
-    config.task_type = "IMAGE_CLS" if data.is_image else "SEQ_CLS"
+    if args.checkpoint_path is None:
+        config.base_model_name_or_path = config.base_model_name_or_path or pinned_name(args.model_name_or_path)
+    config.task_type = config.task_type or ("IMAGE_CLS" if data.is_image else "SEQ_CLS")
     model = make_model(args, config.revision, data)
     return Loaded(model, *load_datasets(args, config.revision, model, data))
 

@@ -52,14 +52,10 @@ def make_parser() -> VerbParser:
     return VerbParser(classes, "train", __doc__, MAIN, EXAMPLE)
 
 
-def run(
+def make_trainer(
     model_args: ModelArguments, data_args: DataArguments, config: TraDyArguments, training_args: TrainArguments
-) -> tuple[int, dict | None]:
-    """Train, evaluate, save the model, its metrics and a picture of what was updated.
-
-    Returns:
-        The exit code and, in the main process, the metrics.
-    """
+) -> TraDyTrainer:
+    """The Trainer of a run, with its model and its data."""
     check_training_arguments(training_args)
     config.seed = training_args.seed
     set_seed(training_args.seed)
@@ -69,9 +65,8 @@ def run(
     if data.is_image:
         training_args.remove_unused_columns = False  # the image column is transformed as it is read
     loaded = load_model(model_args, config, data)
-    model = TraDyModel(loaded.model, TraDyConfig.from_dict(config.to_dict()))
-    trainer = TraDyTrainer(
-        model=model,
+    return TraDyTrainer(
+        model=TraDyModel(loaded.model, TraDyConfig.from_dict(config.to_dict())),
         args=training_args,
         train_dataset=loaded.train_dataset,
         eval_dataset=loaded.eval_dataset,
@@ -79,6 +74,17 @@ def run(
         processing_class=loaded.processing_class,
         compute_metrics=compute_metrics,
     )
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, config: TraDyArguments, training_args: TrainArguments
+) -> tuple[int, dict | None]:
+    """Train, evaluate, save the model, its metrics and a picture of what was updated.
+
+    Returns:
+        The exit code and, in the main process, the metrics.
+    """
+    trainer = make_trainer(model_args, data_args, config, training_args)
     use_epoch_table(trainer)
     with Stage() as stage:
         trainer.add_callback(_BeginCallback(stage))
@@ -107,7 +113,7 @@ def _train(trainer: TraDyTrainer, model_args: ModelArguments, data_args: DataArg
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    card = {} if Path(data_args.dataset_name).exists() else {"dataset": data_args.dataset_name}
+    card = {} if Path(data_args.dataset_name).exists() else {"dataset_tags": data_args.dataset_name}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:

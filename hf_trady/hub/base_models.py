@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -20,6 +22,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 from transformers.models.auto import modeling_auto as names_of
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 
 # By task, PEFT's name where it has one: the auto class, and which class it makes of each type of model.
@@ -35,15 +38,46 @@ AUTO_CLASSES = {
 
 
 def base_model_name(model: nn.Module) -> str | None:
-    """Hub id or path of the weights that `model` was loaded from, or its timm architecture; None if it has neither."""
-    if isinstance(model, TimmWrapperForImageClassification):
-        return base_model_name(model.timm_model) or model.config.architecture
+    """Hub id or path of the weights that `model` was loaded from, or what timm calls its own; None if it is unknown.
+
+    timm leaves no trace of whether weights were loaded at all: of a plain timm model this is what they would be.
+    """
     if isinstance(model, PreTrainedModel):
         return model.name_or_path or None
     given = getattr(model, "pretrained_cfg", None)
-    if not isinstance(given, Mapping) or not given.get("architecture"):
+    if not isinstance(given, Mapping) or given.get("file") or given.get("state_dict"):  # weights of the user's
         return None
-    return ".".join(part for part in (given["architecture"], given.get("tag")) if part)
+    name = ".".join(part for part in (given.get("architecture"), given.get("tag")) if part)
+    known = _timm_weights(name)
+    has_weights = known is not None and (known.hf_hub_id or known.url)
+    return name if has_weights and known.hf_hub_id == given.get("hf_hub_id") else None
+
+
+def architecture(model: nn.Module) -> str:
+    """What the architecture of `model` is called: by timm, or the name of its class."""
+    if isinstance(model, TimmWrapperForImageClassification):
+        return model.config.architecture
+    given = getattr(model, "pretrained_cfg", None)
+    return (isinstance(given, Mapping) and given.get("architecture")) or type(model).__name__
+
+
+def pinned_name(name: str) -> str:
+    """`name`; that of a timm architecture with the tag of its default weights, which another timm may change."""
+    known = _timm_weights(name)
+    return f"{known.architecture}.{known.tag}" if known is not None and known.tag else name
+
+
+def timm_repository(name: str) -> str | None:
+    """The Hub repository that timm takes the weights `name` from; None if timm knows no such name or repository."""
+    known = _timm_weights(name)
+    return known.hf_hub_id if known is not None else None
+
+
+def cached_timm_weights(name: str) -> Path | None:
+    """The file of timm's weights `name` in the cache of downloads; None if it isn't there."""
+    repository = timm_repository(name)
+    found = try_to_load_from_cache(repository, SAFE_WEIGHTS_NAME) if repository is not None else None
+    return Path(found) if isinstance(found, str) else None
 
 
 def task_type(model: nn.Module) -> str | None:
@@ -67,7 +101,8 @@ def build_base_model(
         directory: Holds the base model's `config.json`, if it had one.
         tensors: What the run saved whole, by state-dict key: tells how many classes the head of a plain timm model
             has, and what the base model need not have.
-        **kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `trust_remote_code` of transformers.
+        **kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `trust_remote_code` of transformers; timm's
+            weights go by the first four where they come from the Hub.
 
     Raises:
         ValueError: If it can't be built; the message says why.
@@ -77,7 +112,7 @@ def build_base_model(
     try:
         if (directory / "config.json").is_file():
             return _transformers_model(name, task, directory, tensors, kwargs).eval()
-        return _timm_model(name, tensors).eval()
+        return _timm_model(name, tensors, kwargs).eval()
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"can't build the base model '{name}' ({reason}); pass base_model=") from error
@@ -90,7 +125,7 @@ def _transformers_model(
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
     if timm.is_model(name):
         model = TimmWrapperForImageClassification(config)
-        network = timm.create_model(name, pretrained=True, num_classes=config.num_labels)
+        network = _timm_network(name, kwargs, num_classes=config.num_labels)
         model.timm_model.load_state_dict(network.state_dict())
         return model
     if task not in AUTO_CLASSES:
@@ -111,10 +146,34 @@ def _transformers_model(
     return model
 
 
-def _timm_model(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-    if not timm.is_model(name):
-        raise ValueError("timm knows no such architecture, and there is no config.json of a transformers model")
-    head = timm.get_pretrained_cfg(name).classifier
-    weight = tensors.get(f"{head}.weight") if isinstance(head, str) else None
-    classes = {} if weight is None else {"num_classes": len(weight)}
-    return timm.create_model(name, pretrained=True, **classes)
+def _timm_model(name: str, tensors: Mapping[str, Tensor], hub: Mapping[str, Any]) -> nn.Module:
+    known = _timm_weights(name)
+    if known is None:
+        raise ValueError("timm knows no such weights, and there is no config.json of a transformers model")
+    heads = (known.classifier,) if isinstance(known.classifier, str) else known.classifier or ()
+    weight = next((tensors[f"{head}.weight"] for head in heads if f"{head}.weight" in tensors), None)
+    return _timm_network(name, hub, **({} if weight is None else {"num_classes": len(weight)}))
+
+
+def _timm_network(name: str, hub: Mapping[str, Any], **kwargs: Any) -> nn.Module:
+    """timm's model with the weights `name`. They are downloaded here: timm takes no token and always asks the Hub."""
+    hub = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    repository, overlay = timm_repository(name), None
+    if repository is not None:
+        try:
+            file = hf_hub_download(repository, SAFE_WEIGHTS_NAME, **hub)
+        except EntryNotFoundError:
+            file = hf_hub_download(repository, WEIGHTS_NAME, **hub)  # which timm reads as weights alone
+        overlay = {"file": file}
+    cache_dir = hub.get("cache_dir")
+    network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs)
+    network.pretrained_cfg.pop("file", None)  # a path of this machine, beside the repository that it is a copy of
+    return network
+
+
+def _timm_weights(name: str) -> timm.models.PretrainedCfg | None:
+    """What timm knows of its weights `name`, those of the default tag if it has none; None if it knows nothing."""
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # another tag
+        return None

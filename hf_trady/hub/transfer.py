@@ -1,7 +1,7 @@
 """What is saved in a directory, brought to the Hub and back by huggingface_hub."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -114,7 +114,10 @@ class PushToHubMixin:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            self._add_card(api, repo_id, Path(folder))
+            start = f"{subfolder}/" if subfolder else ""
+            paths = api.list_repo_files(repo_id, revision=revision)
+            there = {path.removeprefix(start) for path in paths if path.startswith(start)}
+            stale = self._complete(Path(folder), there, repo_id, subfolder)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -123,7 +126,19 @@ class PushToHubMixin:
                 commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
+                delete_patterns=stale or None,
             )
 
-    def _add_card(self, api: HfApi, repo_id: str, folder: Path) -> None:
-        """Write a model card into `folder`, where one is due."""
+    def _complete(self, folder: Path, there: Set[str], repo_id: str, subfolder: str) -> list[str]:
+        """Add to `folder` what is due besides what was saved.
+
+        Args:
+            folder: What is about to be uploaded.
+            there: Names of the files in that place of the repository.
+            repo_id: The repository.
+            subfolder: The place in it.
+
+        Returns:
+            Which of the files `there` an earlier upload has left, and this one makes wrong.
+        """
+        return []

@@ -1,37 +1,36 @@
 """`save_pretrained` and `from_pretrained` of a TraDyModel."""
 
 import os
-from dataclasses import replace
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
 from torch import nn
+from transformers.utils import CONFIG_NAME as BASE_CONFIG_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import WEIGHTS_INDEX_NAME as PICKLED_INDEX_NAME
+from transformers.utils import WEIGHTS_NAME as PICKLED_NAME
 
 from ..config import CONFIG_NAME, TraDyConfig
-from ..files import write_text
 from ..hub import PushToHubMixin, local_directory
-from ..hub.base_models import base_model_name, build_base_model, task_type
-from ..hub.cards import model_card
+from ..hub.base_models import build_base_model
 from ..layers import is_fully_sharded
-from ..memory import FITTED_NAME, MIB, FittedBudget, parse_budget
+from ..memory import FITTED_NAME, FittedBudget
 from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
+from .card import CardMixin
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
 
 
-SAVED_NAMES = (CONFIG_NAME, WEIGHTS_NAME, RANKING_NAME, SCORES_NAME, FITTED_NAME, "config.json")
+OPTIONAL_NAMES = (RANKING_NAME, SCORES_NAME, FITTED_NAME)  # that not every model has
+SAVED_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *OPTIONAL_NAMES, BASE_CONFIG_NAME)
+_WHOLE_MODELS = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, PICKLED_NAME, PICKLED_INDEX_NAME}
 
 
-class PretrainedMixin(PushToHubMixin):
+class PretrainedMixin(CardMixin, PushToHubMixin):
     """Saves what training has changed, and puts it into a fresh base model again."""
 
-    trady_config: TraDyConfig
-    layer_ranking: LayerRanking | None
     channel_scores: ChannelScores | None
-    fitted: FittedBudget | None
-    base_model: nn.Module
-    touched: dict
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on."""
@@ -63,7 +62,8 @@ class PretrainedMixin(PushToHubMixin):
         Files: `trady_model.safetensors` (touched channels with their indices, head, biases, changed buffers),
         `trady_config.json`, `layer_ranking.json` where there is a ranking, `channel_scores.safetensors` where the
         strategy goes by single channels, `trady_plan.json` where a budget in bytes has been fitted, and the base
-        model's `config.json` where it has one. Each is written whole or not at all.
+        model's `config.json` where it has one. Each is written whole or not at all. Those of an earlier model in the
+        same directory that this one doesn't have are deleted.
 
         Args:
             save_directory: Where to write.
@@ -73,6 +73,7 @@ class PretrainedMixin(PushToHubMixin):
         state = self.trained_state() if is_main_process or is_fully_sharded(self) else None
         if not is_main_process:
             return
+        before = set(os.listdir(save_directory)) if Path(save_directory).is_dir() else set()
         save_state(state, save_directory)
         if self.layer_ranking is not None:
             self.layer_ranking.save_pretrained(save_directory)
@@ -80,9 +81,10 @@ class PretrainedMixin(PushToHubMixin):
             self.channel_scores.save_pretrained(save_directory)
         if self.fitted is not None:
             self.fitted.save_pretrained(save_directory)
-        base_config = getattr(self.base_model, "config", None)
-        if hasattr(base_config, "save_pretrained"):
-            base_config.save_pretrained(save_directory)
+        if hasattr(self._base_config, "save_pretrained"):
+            self._base_config.save_pretrained(save_directory)
+        for name in self._stale(before):
+            (Path(save_directory) / name).unlink()
         self._named_config().save_pretrained(save_directory)
 
     @classmethod
@@ -113,7 +115,9 @@ class PretrainedMixin(PushToHubMixin):
                 is then unchanged.
         """
         directory = local_directory(path, SAVED_NAMES, **hub_kwargs)
-        config, state = TraDyConfig.from_pretrained(directory), load_state(directory)
+        is_download = not Path(path).is_dir()
+        remedy = "download it again with force_download=True" if is_download else "save the model again"
+        config, state = TraDyConfig.from_pretrained(directory), load_state(directory, remedy)
         config.layer_ranking = None  # the one in `path` is a copy of it
         has_ranking = (directory / RANKING_NAME).is_file()
         ranking = LayerRanking.from_pretrained(directory) if has_ranking else None
@@ -128,37 +132,15 @@ class PretrainedMixin(PushToHubMixin):
                 trust_remote_code=trust_remote_code,
                 **known,
             )
-        refuse_misfit(base_model, state)
+            _refuse_wrong_name(config.base_model_name_or_path, base_model, state)
+        else:
+            refuse_misfit(base_model, state)
         model = cls(base_model, config, example_inputs, ranking)
         scores = ChannelScores.from_pretrained(directory)
         if scores is not None:
             model.set_channel_scores(scores)
         model.restore(state)
         return model
-
-    def create_model_card(
-        self,
-        save_directory: str | os.PathLike | None = None,
-        *,
-        model_name: str | None = None,
-        peak_bytes: int | None = None,
-        **kwargs: Any,
-    ) -> ModelCard:
-        """A card that says what was trained, how and with what result, for readers and for the index of the Hub.
-
-        Args:
-            save_directory: Where to write it, as `README.md`; by default it isn't written.
-            model_name: What the model is called; by default the name of that directory.
-            peak_bytes: The highest peak that was measured in training.
-            **kwargs: `metrics` (name -> value), `datasets` (names), and metadata as `ModelCardData` of
-                huggingface_hub takes it: `language`, `license`, `tags`.
-        """
-        if model_name is None:
-            model_name = Path(save_directory).resolve().name if save_directory is not None else "model"
-        card = model_card(self._named_config(), model_name=model_name, facts=self._facts(peak_bytes), **kwargs)
-        if save_directory is not None:
-            write_text(Path(save_directory) / "README.md", str(card))
-        return card
 
     def load_known(self, path: str | os.PathLike) -> FittedBudget | None:
         """Draw as the model did that `save_pretrained` wrote into `path`: by its ranking, unless this model has one,
@@ -192,41 +174,32 @@ class PretrainedMixin(PushToHubMixin):
         refuse_misfit(self.base_model, state)
         self.restore(state)
 
-    def _named_config(self) -> TraDyConfig:
-        """The config, which names the base model and the task where they can be told."""
-        return replace(
-            self.trady_config,
-            base_model_name_or_path=self.trady_config.base_model_name_or_path or base_model_name(self.base_model),
-            task_type=self.trady_config.task_type or task_type(self.base_model),
-        )
+    @property
+    def _base_config(self) -> Any:
+        return getattr(self.base_model, "config", None)
 
-    def _facts(self, peak_bytes: int | None) -> dict[str, str]:
-        """What a card tells of the run in a table."""
-        config = self.trady_config
-        facts = {"strategy": f"`{config.strategy}`", "memory budget": _budget(config.memory_budget)}
-        if self.fitted is not None:
-            facts["predicted peak of a step"] = f"{self.fitted.predicted_peak / MIB:,.0f} MiB above the weights"
-        if peak_bytes is not None:
-            facts["measured peak in training"] = f"{peak_bytes / MIB:,.0f} MiB above the weights"
-        if self.is_ready:
-            report = self.report()
-            trained, total = self.get_nb_trainable_parameters()
-            facts["trained at a time"] = f"{trained:,} of {total:,} parameters"
-            facts["inputs of layers not kept"] = f"{report.activation_sparsity:.2%}"
-            facts["weight gradients not formed"] = f"{report.weight_sparsity:.2%}"
-            facts["FLOPs of weight gradients saved"] = f"{report.flops_saved:.2%}"
-        if self.layer_ranking is not None:
-            steps = self.layer_ranking.info.get("num_steps")
-            facts["layer ranking"] = f"`{RANKING_NAME}`" + (f", measured over {steps} steps" if steps else "")
-        return facts
+    def _stale(self, there: Set[str]) -> list[str]:
+        """Which of the files `there` another model has left by its `save_pretrained`, and this one doesn't write.
 
-    def _add_card(self, api: HfApi, repo_id: str, folder: Path) -> None:
-        if not api.file_exists(repo_id, "README.md"):  # one that is there may have been written by hand
-            self.create_model_card(folder, model_name=repo_id)
+        Where there is no saved model they are someone's own; a `config.json` beside whole weights is that of these.
+        """
+        if WEIGHTS_NAME not in there:
+            return []
+        has = zip(OPTIONAL_NAMES, (self.layer_ranking, self.channel_scores, self.fitted), strict=True)
+        lacking = {name for name, value in has if value is None}
+        if not hasattr(self._base_config, "save_pretrained") and not there & _WHOLE_MODELS:
+            lacking.add(BASE_CONFIG_NAME)
+        return sorted(lacking & there)
+
+    def _complete(self, folder: Path, there: Set[str], repo_id: str, subfolder: str) -> list[str]:
+        if "README.md" not in there:  # one that is there may have been written by hand
+            self.create_model_card(folder, model_name=repo_id, subfolder=subfolder)
+        return self._stale(there)
 
 
-def _budget(value: int | float | str) -> str:
-    budget = parse_budget(value)  # a command line gives numbers as strings
-    if budget.kind == "bytes":
-        return f"{value} above the weights"
-    return f"{budget.value:.2%} of the units" if budget.kind == "share" else f"{budget.value:,} units"
+def _refuse_wrong_name(name: str, base_model: nn.Module, state: TrainedState) -> None:
+    """Refuse `base_model`, built by `name`, if it is not the one that `state` was trained from."""
+    try:
+        refuse_misfit(base_model, state)
+    except ValueError as error:
+        raise ValueError(f"{error}; the config names '{name}': pass base_model=") from None

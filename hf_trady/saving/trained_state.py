@@ -1,8 +1,10 @@
 """What training has changed in a base model: collecting it, checking that it fits another, putting it there."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
@@ -90,6 +92,33 @@ def mark_touched(touched: dict[str, Tensor], layers: Mapping[str, Sequence[nn.Mo
             mask = torch.zeros(num_channels(layer), dtype=torch.bool)
             mask[state.channels[name][0]] = True
             mark(touched, name, mask)
+
+
+def left_alone_as_in(
+    path: Path, layers: Mapping[str, Sequence[nn.Module]], touched: Mapping[str, Tensor], prefix: str
+) -> bool:
+    """Whether all channels that training has left alone are those in the safetensors file `path`.
+
+    Args:
+        path: Weights of the plain model, such as the base model was loaded from; read a layer at a time.
+        layers: As for `collect_state`; none of them fake, sharded or quantized.
+        touched: As for `collect_state`.
+        prefix: What the names of layers have before those of the file: `"timm_model"`, or nothing.
+    """
+    found = False
+    with safe_open(path, framework="pt") as file:
+        keys = set(file.keys())
+        for name, (layer, *_) in layers.items():
+            key = f"{name.removeprefix(f'{prefix}.')}.weight"
+            if key in keys:
+                differing: dict[str, Tensor] = {}
+                tensor = file.get_tensor(key).to(layer.weight.dtype)
+                found |= tensor.shape == layer.weight.shape
+                touch_changed({name: [layer]}, differing, {f"{name}.weight": tensor})
+                left_alone = ~touched.get(name, torch.zeros(num_channels(layer), dtype=torch.bool))
+                if name in differing and (differing[name] & left_alone).any():
+                    return False
+    return found
 
 
 def is_covered(touched: Mapping[str, Tensor], state: TrainedState) -> bool:

@@ -71,8 +71,12 @@ def save_state(state: TrainedState, save_directory: str | os.PathLike) -> Path:
     return path
 
 
-def load_state(directory: str | os.PathLike) -> TrainedState:
+def load_state(directory: str | os.PathLike, remedy: str = "save the model again") -> TrainedState:
     """Read `trady_model.safetensors` from `directory`.
+
+    Args:
+        directory: Where it is.
+        remedy: What to do about a corrupt file.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -106,7 +110,7 @@ def load_state(directory: str | os.PathLike) -> TrainedState:
         )
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(
-            f"'{path}' is corrupt or not a saved TraDyModel ({type(error).__name__}: {error}); save the model again"
+            f"'{path}' is corrupt or not a saved TraDyModel ({type(error).__name__}: {error}); {remedy}"
         ) from None
 
 

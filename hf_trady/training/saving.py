@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Sized
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
+from transformers import Trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
@@ -25,21 +28,34 @@ class SavingTrainer(CheckpointingTrainer):
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
-        **kwargs: Any,
+        dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write the card of the model, as [`TraDyModel.create_model_card`] makes it, into the output directory."""
+        """Write the card of the model, as [`TraDyModel.create_model_card`] makes it, into the output directory.
+
+        The arguments are those of [`~transformers.Trainer.create_model_card`]: `dataset_tags` are ids on the Hub,
+        `dataset` what they are called; of several tasks, and of several `dataset_args`, the first is taken.
+        """
         if not self.is_world_process_zero():
             return
+        task, args = ([*_listed(values), None][0] for values in (tasks, dataset_args))
         self.accelerator.unwrap_model(self.model).create_model_card(
             self.args.output_dir,
             model_name=self.hub_model_id or model_name,
             metrics=_last_metrics(self.state.log_history),
-            datasets=[dataset] if isinstance(dataset, str) else dataset or (),
+            datasets=_listed(dataset_tags),
+            dataset_names=_listed(dataset),
+            dataset_args=args,
             peak_bytes=max(self._redraws.peaks.values(), default=None),
+            hyperparameters=_hyperparameters(self),
             language=language,
             license=license,
-            tags=[tags] if isinstance(tags, str) else tags,
+            tags=_listed(tags),
+            base_model=finetuned_from,
+            pipeline_tag=task,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -94,6 +110,29 @@ def _copy_into(directory: str, source: str, but: str) -> None:
             shutil.copytree(path, Path(directory) / path.name, dirs_exist_ok=True)
         elif path.name != but:
             shutil.copy(path, directory)
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
+    """What the card of a Trainer tells, the numbers of samples, and the precision."""
+    known = {"train_samples": _size(trainer.train_dataset), "eval_samples": _size(trainer.eval_dataset)}
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in trainer.model.parameters()}
+    precision = "/".join(sorted(dtypes))
+    if trainer.args.bf16 or trainer.args.fp16:
+        precision += f", mixed with {'bfloat16' if trainer.args.bf16 else 'float16'}"
+    known |= extract_hyperparameters_from_trainer(trainer) | {"precision": precision}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _size(dataset: Any) -> int | None:
+    """How many samples it has; None if it is a stream."""
+    if isinstance(dataset, dict):
+        sizes = [_size(part) for part in dataset.values()]
+        return None if None in sizes else sum(sizes)
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _last_metrics(log_history: list[dict]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from datasets import Dataset, load_dataset
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.data import DataArguments, load_data
 from hf_trady.cli.main import main
-from hf_trady.cli.models import _text_datasets
+from hf_trady.cli.models import ModelArguments, _text_datasets, load_model
 
 from ..hub.conftest import hub  # noqa: F401
 from ..hub.server import TOKEN, Repository
@@ -36,10 +37,12 @@ def results(output_dir) -> dict:
     return json.loads((output_dir / "all_results.json").read_text())
 
 
-@pytest.mark.parametrize("strategy", ["trady", "static_full_random"])
-def test_images_end_to_end(image_run, tmp_path, capsys, strategy):
+@pytest.mark.parametrize(
+    "strategy, named", [("trady", []), ("static_full_random", ["--base_model_name_or_path", "me/colours"])]
+)
+def test_images_end_to_end(image_run, tmp_path, capsys, strategy, named):
     output = tmp_path / "run"
-    assert main(["train", *image_run, "--output_dir", str(output), "--strategy", strategy]) == 0
+    assert main(["train", *image_run, "--output_dir", str(output), "--strategy", strategy, *named]) == 0
     values = results(output)
     assert values["eval_accuracy"] > 0.8  # red against blue
     assert values["units"] <= values["budget"]
@@ -50,7 +53,10 @@ def test_images_end_to_end(image_run, tmp_path, capsys, strategy):
     assert "activation sparsity" in capsys.readouterr().out
 
     config = TraDyConfig.from_pretrained(output)
-    assert (config.base_model_name_or_path, config.task_type) == ("test_efficientnet", "IMAGE_CLS")
+    # Local weights are not those of timm: the run names what the user does, or nothing.
+    assert [config.base_model_name_or_path] == (named[1:] or [None]) and config.task_type == "IMAGE_CLS"
+    card = ModelCard.load(output / "README.md")
+    assert [card.data.base_model] == (named[1:] or [None]) and "- train_samples: " in card.text
     weights = image_run[image_run.index("--checkpoint_path") + 1]
     network = timm.create_model("test_efficientnet", checkpoint_path=weights)
     network.reset_classifier(2)
@@ -61,6 +67,16 @@ def test_images_end_to_end(image_run, tmp_path, capsys, strategy):
     red[:, 0], blue[:, 2] = 1, 1
     logits = tuned(torch.cat([blue, red])).logits
     assert [tuned.config.id2label[int(i)] for i in logits.argmax(-1)] == ["blue", "red"]
+
+
+@pytest.mark.parametrize("named, expected", [(None, "mobilenetv2_100.ra_in1k"), ("me/mine", "me/mine")])
+def test_a_run_names_the_weights_of_timm_by_their_tag(image_run, monkeypatch, named, expected):
+    monkeypatch.setattr("hf_trady.cli.models.make_model", lambda *args: None)
+    monkeypatch.setattr("hf_trady.cli.models.load_datasets", lambda *args: (None,) * 4)
+    config = TraDyConfig(base_model_name_or_path=named, task_type=named and "SEQ_CLS")
+    data = load_data(DataArguments(image_run[image_run.index("--dataset_name") + 1]))
+    load_model(ModelArguments("mobilenetv2_100"), config, data)
+    assert config.base_model_name_or_path == expected and config.task_type == ("SEQ_CLS" if named else "IMAGE_CLS")
 
 
 def test_texts_end_to_end(text_run, tmp_path, capsys):

@@ -206,6 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         address = f"http://{self.headers['Host']}/{repo_id}"
         answer = {"success": True}
         if self.query.get("create_pr"):

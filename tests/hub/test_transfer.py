@@ -9,7 +9,18 @@ from hf_trady.config import CONFIG_NAME
 from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
 
-from ..tiny import bert, copy_of_state, different_keys, inputs_of, ranking_of, token_batch, train, wrap
+from ..tiny import (
+    bert,
+    conv_net,
+    copy_of_state,
+    different_keys,
+    image_batch,
+    inputs_of,
+    ranking_of,
+    token_batch,
+    train,
+    wrap,
+)
 from .server import TOKEN
 
 
@@ -31,6 +42,32 @@ def test_a_model_comes_back_bit_for_bit(hub):
     loaded = TraDyModel.from_pretrained("me/tiny", bert())
     assert not different_keys(copy_of_state(model), copy_of_state(loaded))
     assert loaded.layer_ranking == model.layer_ranking
+
+
+@pytest.mark.parametrize("place", [{}, {"subfolder": "small"}, {"revision": "next"}])
+def test_what_an_earlier_model_left_is_deleted_and_nothing_else(hub, place):
+    trained().push_to_hub("me/tiny", token=TOKEN, **place)
+    branch, start = place.get("revision", "main"), f"{place['subfolder']}/" if "subfolder" in place else ""
+    names = {WEIGHTS_NAME, CONFIG_NAME, RANKING_NAME, "config.json", "README.md"}
+    assert {path.removeprefix(start) for path in hub.files("me/tiny", branch)} == names | {".gitattributes"} or start
+    repository, own = hub.repositories["me/tiny"], {"notes.txt": b"", f"other/{RANKING_NAME}": b"{}"}
+    repository.commit(branch, hub.files("me/tiny", branch) | own, "by hand")
+    before = hub.files("me/tiny", branch).keys()
+    wrap(conv_net(), image_batch()[0]).push_to_hub("me/tiny", token=TOKEN, **place)
+    assert before - hub.files("me/tiny", branch).keys() == {f"{start}{RANKING_NAME}", f"{start}config.json"}
+
+
+def test_what_no_model_of_ours_left_in_a_repository_stays(hub):
+    model = trained()
+    model.layer_ranking.push_to_hub("me/mixed", token=TOKEN)
+    net = wrap(conv_net(), image_batch()[0])
+    net.push_to_hub("me/mixed", token=TOKEN)
+    assert RANKING_NAME in hub.files("me/mixed")  # of someone who shares the ranking alone
+    repository = hub.repositories["me/mixed"]
+    whole = {"model.safetensors": b"", "config.json": b"{}"}
+    repository.commit("main", hub.files("me/mixed") | whole, "the whole model")
+    net.push_to_hub("me/mixed", token=TOKEN)
+    assert whole.keys() <= hub.files("me/mixed").keys() and RANKING_NAME not in hub.files("me/mixed")
 
 
 def test_a_config_and_a_ranking_come_back(hub):
@@ -113,7 +150,7 @@ def test_a_file_with_a_wrong_hash_is_refused_and_the_base_model_is_left_alone(hu
     hub.damage = flip
     base_model = bert()
     before = {key: value.clone() for key, value in base_model.state_dict().items()}
-    with pytest.raises(ValueError, match="corrupt"):
+    with pytest.raises(ValueError, match=r"corrupt .*; download it again with force_download=True"):
         TraDyModel.from_pretrained("me/tiny", base_model)
     assert all(torch.equal(value, before[key]) for key, value in base_model.state_dict().items())
     hub.damage = lambda path, content: content
