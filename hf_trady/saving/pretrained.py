@@ -15,7 +15,7 @@ from ..hub.base_models import base_model_name, build_base_model, task_type
 from ..hub.cards import model_card
 from ..layers import is_fully_sharded
 from ..memory import FITTED_NAME, MIB, FittedBudget, parse_budget
-from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
+from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, CostTable, LayerRanking
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
 
@@ -27,11 +27,16 @@ class PretrainedMixin(PushToHubMixin):
     """Saves what training has changed, and puts it into a fresh base model again."""
 
     trady_config: TraDyConfig
+    costs: CostTable | None
     layer_ranking: LayerRanking | None
     channel_scores: ChannelScores | None
     fitted: FittedBudget | None
     base_model: nn.Module
     touched: dict
+
+    def set_costs(self, costs: CostTable) -> None:
+        """Draw by `costs` from now on."""
+        raise NotImplementedError
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on."""
@@ -162,13 +167,17 @@ class PretrainedMixin(PushToHubMixin):
 
     def load_known(self, path: str | os.PathLike) -> FittedBudget | None:
         """Draw as the model did that `save_pretrained` wrote into `path`: by its ranking, unless this model has one,
-        by what was known of single channels, and by what its budget in bytes bought, which is returned.
+        by what was known of single channels, and by what its budget in bytes bought, which is returned; and where
+        `path` is a checkpoint, by its costs and by what else the next draws follow from.
 
         Call it before the optimizer is made. What `path` doesn't hold stays as it is.
 
         Raises:
             ValueError: If a file is corrupt or of another architecture.
         """
+        costs = CostTable.from_pretrained(path)
+        if costs is not None and costs != self.costs:
+            self.set_costs(costs)
         if self.layer_ranking is None and (Path(path) / RANKING_NAME).is_file():
             self.set_layer_ranking(LayerRanking.from_pretrained(path))
         scores, fitted = ChannelScores.from_pretrained(path), FittedBudget.from_pretrained(path)

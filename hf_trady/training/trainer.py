@@ -131,11 +131,12 @@ class TraDyTrainer(SavingTrainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
+        is_calibrated = model.costs is not None
         if checkpoint is not None:
             refuse_other_draws(model.trady_config, checkpoint)
         fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
-        if model.costs is None or fits:
+        if not is_calibrated or fits:
             self._calibrate(model, fits)
         if model.byte_budget is not None or (self.args.device.type == "cpu" and not self.is_fsdp_enabled):
             warm_up(self, model)
@@ -144,13 +145,16 @@ class TraDyTrainer(SavingTrainer):
         spare_communication(self.accelerator, self.args, model)
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
-        """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
+        """Learn the costs from a batch, unless a checkpoint told them; `fits`: also what a budget in bytes buys."""
         with kept_random_states():
             if self.args.gradient_checkpointing and not self.is_in_train:  # in training, the Trainer has done so
                 model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             dataloader = self.get_train_dataloader()
             batch = self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader))
-            model.calibrate(self._call_inputs(batch)[0], self.step_setup(), fit=fits)
+            inputs = self._call_inputs(batch)[0]
+            # Of texts each process pads its own batch, but all must draw by the same costs.
+            costs = model.costs if model.costs is not None and not fits else agree(model.learn_costs(inputs))
+            model.calibrate(inputs, self.step_setup(), fits, costs)
         fitted = agree(model.fitted)
         if fitted != model.fitted:
             model.set_fitted(fitted)

@@ -15,8 +15,9 @@ from .scripts.two_processes import RUNS, SHARDED, first_checkpoint, train
 
 SCRIPT = Path(__file__).parent / "scripts" / "two_processes.py"
 pytestmark = pytest.mark.slow
-# Run -> number of the draw that it goes on with: one for two steps, one a step, one an epoch by a measured ranking.
-RESUMED = {"gpt2-adamw": 1, "conv-adamw": 3, "conv-ranked": 1}
+# Run -> number of the draw that it goes on with: one for two steps, one a step, one an epoch by a measured ranking,
+# one by costs that the first batch told, which another number of processes pads to another length.
+RESUMED = {"gpt2-adamw": 1, "conv-adamw": 3, "conv-ranked": 1, "bert-padded": 1}
 every_run = pytest.mark.parametrize("name", RUNS)
 
 
@@ -56,6 +57,7 @@ def test_both_ranks_end_with_the_same_bits_draws_and_ranking(launched, name):
     assert [(r["processes"], r["rank"]) for r in (first, second)] == [(2, 0), (2, 1)]
     assert first["wrapped"] == second["wrapped"] == "DistributedDataParallel"
     assert different_keys(first["state"], second["state"]) == []
+    assert first["costs"] == second["costs"]
     assert first["ranking"] == second["ranking"] and (first["ranking"] is not None) == ("ranked" in name)
     assert len(first["draws"]) >= 3
     for a, b in zip(first["draws"], second["draws"], strict=True):
@@ -134,7 +136,7 @@ def _check_resumed(resumed: dict, undisturbed: dict, first: int) -> None:
     assert first > 0 and list(resumed["active"]) == left and len(left) > 1
     for number in left:
         assert same_draw(resumed["active"][number], undisturbed["active"][number]), number
-    assert resumed["ranking"] == undisturbed["ranking"]
+    assert resumed["ranking"] == undisturbed["ranking"] and resumed["costs"] == undisturbed["costs"]
     for key, value in undisturbed["state"].items():
         torch.testing.assert_close(resumed["state"][key], value, rtol=1e-5, atol=1e-6)
 

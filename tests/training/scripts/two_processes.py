@@ -19,6 +19,21 @@ from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_ba
 from tests.training.runs import image_rows, make_trainer
 
 
+def texts(n: int) -> list[dict[str, torch.Tensor]]:
+    """Texts, of which every other four are short."""
+    batch = token_batch(n, 12)
+    lengths = [4 if i // 4 % 2 == 0 else 12 - i % 3 for i in range(n)]
+    rows = [{key: column[i] for key, column in batch.items()} for i in range(n)]
+    return [{k: v[:n] if v.dim() else v for k, v in row.items()} for row, n in zip(rows, lengths, strict=True)]
+
+
+def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch, as long as its longest text."""
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {k: pad(v, batch_first=True) if v[0].dim() else torch.stack(v) for k, v in columns.items()}
+
+
 # Name -> (model, data, fields of the config, training arguments).
 RUNS = {
     "conv-sgd": (conv_net, image_rows, {}, {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05}),
@@ -42,6 +57,12 @@ RUNS = {
         # By default the Trainer multiplies the loss by the number of processes, for a model that divides it by the
         # number of items of all; BERT takes that number and leaves it.
         | {"average_tokens_across_devices": False},
+    ),
+    "bert-padded": (
+        bert,
+        texts,
+        {"optimizer_state": "carry"},
+        {"adam_epsilon": 1e-3, "data_collator": padded, "average_tokens_across_devices": False},
     ),
     "conv-ranked": (
         conv_net,
@@ -123,6 +144,7 @@ def train(
         "collectives": bytes_given.steps,
         "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         "row_elements": sum(p.shape[1:].numel() for p in model.parameters() if p.requires_grad),
+        "costs": model.costs.to_dict(),
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
 
