@@ -15,8 +15,15 @@ from transformers import TrainerCallback
 from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.layers import is_sharded, whole
-from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_batch
+from tests.tiny import ConvNet, Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_batch
 from tests.training.runs import image_rows, make_trainer
+
+
+def idle_net() -> ConvNet:
+    """A network with a layer that its forward never calls."""
+    net = conv_net()
+    net.idle = torch.nn.Linear(4, 4)
+    return net
 
 
 def texts(n: int) -> list[dict[str, torch.Tensor]]:
@@ -49,6 +56,7 @@ RUNS = {
         {"train_bias": True, "resample_every": 1},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},
     ),
+    "conv-idle": (idle_net, image_rows, {"train_bias": True}, {}),
     "bert-accumulated": (
         bert,
         lambda n: Rows(token_batch(n)),
