@@ -85,13 +85,13 @@ class TraDyTrainer(SavingTrainer):
         self.is_fsdp_enabled = fsdp_plugin(self.accelerator) is not None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        main = self.is_world_process_zero()  # all go by what it finds
         if resume_from_checkpoint is True:
-            main = self.is_world_process_zero()
             resume_from_checkpoint = agree(last_whole_checkpoint(self.args.output_dir) if main else None)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
         elif resume_from_checkpoint:
-            what = flaw(resume_from_checkpoint)
+            what = agree(flaw(resume_from_checkpoint) if main else None)
             if what is not None:
                 raise ValueError(
                     f"can't resume from '{resume_from_checkpoint}': {what}; give another checkpoint, or "
