@@ -109,11 +109,11 @@ class PushToHubMixin:
             The commit, with its address.
         """
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder)  # first: it may need other processes, which are not to wait in vain
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
             self._add_card(api, repo_id, Path(folder))
             return api.upload_folder(
                 repo_id=repo_id,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import nn
 
 from ..config import CONFIG_NAME, TraDyConfig
@@ -89,6 +89,32 @@ class PretrainedMixin(PushToHubMixin):
         if hasattr(base_config, "save_pretrained"):
             base_config.save_pretrained(save_directory)
         self._named_config().save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, *, is_main_process: bool | None = None, **kwargs: Any) -> CommitInfo | None:
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+
+        Args:
+            repo_id: Name of the repository, with or without a namespace; it is made if there is none.
+            is_main_process: Whether this process uploads; default: it does. A model that `fully_shard` has split over
+                processes must be pushed by all of them, each of which says whether it is the one.
+            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `subfolder` and
+                `create_pr`, as huggingface_hub names them.
+
+        Returns:
+            The commit, with its address; None in a process that doesn't upload.
+
+        Raises:
+            ValueError: If the model is sharded and `is_main_process` is not given; nothing is done then.
+        """
+        if is_main_process is None and is_fully_sharded(self):
+            raise ValueError(
+                "a model that fully_shard has split over processes is pushed by all of them: call push_to_hub on "
+                "every process, with is_main_process=accelerator.is_main_process"
+            )
+        if is_main_process is not False:
+            return super().push_to_hub(repo_id, **kwargs)
+        self.save_pretrained(os.devnull, is_main_process=False)  # its part of putting the model together
+        return None
 
     @classmethod
     def from_pretrained(
