@@ -26,6 +26,13 @@ def idle_net() -> ConvNet:
     return net
 
 
+def one_bad_image(n: int) -> Rows:
+    """Images, of which one has a pixel of NaN."""
+    rows = image_rows(n)
+    rows.columns["pixel_values"][5, 0, 0, 0] = float("nan")
+    return rows
+
+
 def texts(n: int) -> list[dict[str, torch.Tensor]]:
     """Texts, of which every other four are short."""
     batch = token_batch(n, 12)
@@ -56,6 +63,7 @@ RUNS = {
         {"train_bias": True, "resample_every": 1},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},
     ),
+    "conv-nan": (conv_net, one_bad_image, {}, {}),
     "conv-idle": (idle_net, image_rows, {"train_bias": True}, {}),
     "bert-accumulated": (
         bert,
@@ -82,18 +90,26 @@ RUNS = {
 
 
 class StepBytes(TrainerCallback):
-    """Records what each step hands to collectives, from its first forward to the optimizer."""
+    """Records what each step hands to collectives, from its first forward to that of the next step of its epoch; of
+    the last one of an epoch, which may save, until its end."""
 
     def __init__(self):
         self.steps: list[dict[str, int]] = []
+        self.counter: CollectiveBytes | None = None
 
     def on_step_begin(self, *args, **kwargs):
+        self._end()
         self.counter = CollectiveBytes()
         self.counter.__enter__()
 
-    def on_pre_optimizer_step(self, *args, **kwargs):
-        self.counter.__exit__(None, None, None)
-        self.steps.append(dict(self.counter.given))
+    def on_epoch_end(self, *args, **kwargs):
+        self._end()
+
+    def _end(self):
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.steps.append(dict(self.counter.given))
+        self.counter = None
 
 
 class ActiveChannels(TrainerCallback):
@@ -152,6 +168,8 @@ def train(
         "collectives": bytes_given.steps,
         "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         "row_elements": sum(p.shape[1:].numel() for p in model.parameters() if p.requires_grad),
+        "skipped": trainer._redraws.skipped_steps,
+        "budget": model.budget,
         "costs": model.costs.to_dict(),
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
