@@ -71,7 +71,21 @@ class CalibratedMixin(MeasuredMixin):
         """The memory budget in bytes; None if it is in units or a share."""
         return self._sampler.byte_budget
 
-    def calibrate(self, example_inputs: Any, setup: StepSetup | None = None, fit: bool = True) -> None:
+    def learn_costs(self, example_inputs: Any) -> CostTable:
+        """The costs of all layers outside the head, as a batch shows them. Changes nothing.
+
+        Args:
+            example_inputs: A tensor, tuple or dict of inputs.
+        """
+        return self._cost_table(self.base_model, example_inputs)
+
+    def calibrate(
+        self,
+        example_inputs: Any,
+        setup: StepSetup | None = None,
+        fit: bool = True,
+        costs: CostTable | None = None,
+    ) -> None:
         """Learn the costs of channels from a batch, and what a budget in bytes buys at this batch size.
 
         Args:
@@ -79,18 +93,29 @@ class CalibratedMixin(MeasuredMixin):
             setup: The optimizer, loss and precision of training, for a budget in bytes; by default AdamW. Where the
                 strategy waits for `measure`, the budget is fitted after that.
             fit: Leave what has been fitted as it is, if False.
+            costs: Go by these instead of those of the batch: several processes must go by the same.
 
         Raises:
             ValueError: If the budget is below the cheapest channel, or is in bytes and too small for a step; states
                 the smallest that works.
         """
-        costs = self._cost_table(self.base_model, example_inputs)
-        self._update(costs=costs, scores=self.channel_scores or self._first_scores(costs))
+        self._set_costs(costs or self.learn_costs(example_inputs))
         self._conversion.join(example_inputs)
         self._batch = (example_inputs, setup) if self.byte_budget is not None else None
         self._parts = None
         if fit:
             self._fit_when_possible()
+
+    def set_costs(self, costs: CostTable) -> None:
+        """Draw by `costs` from now on. Make the optimizer afterwards.
+
+        Raises:
+            ValueError: If they are of another architecture, which names the first layer that doesn't match, or if the
+                budget is below the cheapest channel.
+        """
+        layers = {name: modules[0] for name, modules in self._layers.items()}
+        costs.check(layers, self._sampler.strategy.by_output)
+        self._set_costs(costs)
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on. Make the optimizer afterwards.
@@ -127,6 +152,9 @@ class CalibratedMixin(MeasuredMixin):
         return self.fitted
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
+
+    def _set_costs(self, costs: CostTable) -> None:
+        self._update(costs=costs, scores=self.channel_scores or self._first_scores(costs))
 
     def _update(self, **known) -> None:
         """Take in what has become known; if it doesn't fit, nothing changes."""

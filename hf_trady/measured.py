@@ -124,8 +124,10 @@ class MeasuredMixin:
             yield
 
     def save_training_state(self, save_directory: str | os.PathLike) -> None:
-        """Write into a checkpoint what the next draws follow from and `save_pretrained` leaves out: of `velocity`, the
-        outputs of the last epoch."""
+        """Write into a checkpoint what the next draws follow from and `save_pretrained` leaves out: the costs, which a
+        batch of another length would change, and of `velocity` the outputs of the last epoch."""
+        if self.costs is not None:
+            self.costs.save_pretrained(save_directory)
         if self._velocities is not None:
             self._velocities.save_pretrained(save_directory)
 

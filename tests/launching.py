@@ -86,7 +86,8 @@ def _ip(*arguments: str) -> bool:
 
 def _launcher(*arguments) -> list[str]:
     # --cpu by itself starts one process (more need MPI); --multi_gpu starts two, which use_cpu keeps on the CPU.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    kind = () if "--use_fsdp" in arguments else ("--multi_gpu",)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", 2]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     return [str(part) for part in (*launcher, *arguments)]
 

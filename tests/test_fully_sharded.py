@@ -95,4 +95,7 @@ def test_a_split_model_refuses_what_needs_whole_weights():
         model.load_state_dict(before)
     with pytest.raises(ValueError, match="from_pretrained"):
         model.merge_and_unload()
+    with pytest.raises(ValueError, match="on every process, with is_main_process="):
+        model.push_to_hub("me/split")
+    assert model.push_to_hub("me/split", is_main_process=False) is None  # has its part in what another one uploads
     assert different_keys(whole_state(model), before) == []

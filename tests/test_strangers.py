@@ -4,6 +4,7 @@ import json
 import struct
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from hf_trady import TraDyConfig, TraDyModel, files
 from hf_trady.config import CONFIG_NAME
 from hf_trady.memory import FITTED_NAME, FittedBudget
 from hf_trady.saving import WEIGHTS_NAME, checksum
-from hf_trady.selection import RANKING_NAME, SCORES_NAME, ChannelScores
+from hf_trady.selection import COSTS_NAME, RANKING_NAME, SCORES_NAME, ChannelScores
 
-from .tiny import anatomy, conv_net, copy_of_state, different_keys, image_batch, ranking_of, train, wrap
+from .tiny import anatomy, conv_net, copy_of_state, different_keys, image_batch, ranking_of, same_draw, train, wrap
 
 
 IMAGES, LABELS = image_batch()
@@ -109,6 +110,23 @@ def test_any_value_anywhere_in_a_plan_is_taken_or_refused(saved, data):
         assert FITTED_NAME in str(error) and "\n" not in str(error)
     finally:
         (saved / FITTED_NAME).write_text(original)
+
+
+@given(data=st.data())
+@settings(max_examples=50)
+def test_any_value_anywhere_in_costs_is_taken_or_refused(data):
+    model = wrap(conv_net(), IMAGES, 0.35)
+    values, before, draws = model.costs.to_dict(), model.costs, model.draw(1)
+    place = data.draw(st.sampled_from(places(values)))
+    with TemporaryDirectory() as directory:
+        (Path(directory) / COSTS_NAME).write_text(json.dumps(put(values, place, data.draw(NASTY))))
+        try:
+            model.load_known(directory)
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+            assert model.costs is before and same_draw(model.draw(1), draws)
+        else:
+            assert 0 < model.resample(1).units <= model.budget
 
 
 def test_scores_of_the_wrong_length_are_refused(saved):

@@ -109,11 +109,11 @@ class PushToHubMixin:
             The commit, with its address.
         """
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder)  # first: it may need other processes, which are not to wait in vain
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
             start = f"{subfolder}/" if subfolder else ""
             paths = api.list_repo_files(repo_id, revision=revision)
             there = {path.removeprefix(start) for path in paths if path.startswith(start)}

@@ -5,6 +5,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers.utils import CONFIG_NAME as BASE_CONFIG_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -16,7 +17,7 @@ from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import build_base_model
 from ..layers import is_fully_sharded
 from ..memory import FITTED_NAME, FittedBudget
-from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, LayerRanking
+from ..selection import RANKING_NAME, SCORES_NAME, ChannelScores, CostTable, LayerRanking
 from .card import CardMixin
 from .trained_state import is_covered, refuse_misfit
 from .weights_file import WEIGHTS_NAME, TrainedState, load_state, save_state
@@ -30,7 +31,12 @@ _WHOLE_MODELS = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, PICKLED_NAME, PICKL
 class PretrainedMixin(CardMixin, PushToHubMixin):
     """Saves what training has changed, and puts it into a fresh base model again."""
 
+    costs: CostTable | None
     channel_scores: ChannelScores | None
+
+    def set_costs(self, costs: CostTable) -> None:
+        """Draw by `costs` from now on."""
+        raise NotImplementedError
 
     def set_layer_ranking(self, layer_ranking: LayerRanking) -> None:
         """Draw from the top layers of `layer_ranking` from now on."""
@@ -86,6 +92,32 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
         for name in self._stale(before):
             (Path(save_directory) / name).unlink()
         self._named_config().save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, *, is_main_process: bool | None = None, **kwargs: Any) -> CommitInfo | None:
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+
+        Args:
+            repo_id: Name of the repository, with or without a namespace; it is made if there is none.
+            is_main_process: Whether this process uploads; default: it does. A model that `fully_shard` has split over
+                processes must be pushed by all of them, each of which says whether it is the one.
+            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `subfolder` and
+                `create_pr`, as huggingface_hub names them.
+
+        Returns:
+            The commit, with its address; None in a process that doesn't upload.
+
+        Raises:
+            ValueError: If the model is sharded and `is_main_process` is not given; nothing is done then.
+        """
+        if is_main_process is None and is_fully_sharded(self):
+            raise ValueError(
+                "a model that fully_shard has split over processes is pushed by all of them: call push_to_hub on "
+                "every process, with is_main_process=accelerator.is_main_process"
+            )
+        if is_main_process is not False:
+            return super().push_to_hub(repo_id, **kwargs)
+        self.save_pretrained(os.devnull, is_main_process=False)  # its part of putting the model together
+        return None
 
     @classmethod
     def from_pretrained(
@@ -144,13 +176,17 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
 
     def load_known(self, path: str | os.PathLike) -> FittedBudget | None:
         """Draw as the model did that `save_pretrained` wrote into `path`: by its ranking, unless this model has one,
-        by what was known of single channels, and by what its budget in bytes bought, which is returned.
+        by what was known of single channels, and by what its budget in bytes bought, which is returned; and where
+        `path` is a checkpoint, by its costs and by what else the next draws follow from.
 
         Call it before the optimizer is made. What `path` doesn't hold stays as it is.
 
         Raises:
             ValueError: If a file is corrupt or of another architecture.
         """
+        costs = CostTable.from_pretrained(path)
+        if costs is not None and costs != self.costs:
+            self.set_costs(costs)
         if self.layer_ranking is None and (Path(path) / RANKING_NAME).is_file():
             self.set_layer_ranking(LayerRanking.from_pretrained(path))
         scores, fitted = ChannelScores.from_pretrained(path), FittedBudget.from_pretrained(path)

@@ -1,4 +1,4 @@
-from .cost import CostTable, LayerCost
+from .cost import COSTS_NAME, CostTable, LayerCost
 from .costing import cost_table
 from .drawing import affordable, check_budget, draw, max_weight_units
 from .importance import channel_norms, lara, rgn
@@ -11,6 +11,7 @@ from .tails import tail_index
 
 
 __all__ = [
+    "COSTS_NAME",
     "RANKING_NAME",
     "SCORES_NAME",
     "STRATEGIES",

@@ -1,14 +1,23 @@
 """What it costs, in memory and compute, to update one channel of each layer."""
 
 import itertools
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..files import read_json, write_text
 from ..layers import sparse_type
 from ..markup import html_table
+
+
+COSTS_NAME = "trady_costs.json"
+
+_MOST = 2**40  # of anything that is counted: more would overflow int64 in a sum over channels
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,20 @@ class LayerCost:
     position: int = field(default=0, compare=False)
     shares_input_with: str | None = None
     whole_activation: int = 0
+
+    def check(self) -> None:
+        """Refuse what no model costs.
+
+        Raises:
+            ValueError: Names the field.
+        """
+        for name, value in asdict(self).items():
+            is_name = name in ("name", "shares_input_with")
+            least = 1 if name in ("channels", "weight_per_channel") else 0
+            if is_name and not (isinstance(value, str) or (value is None and name != "name")):
+                raise ValueError(f"{name}={value!r} is no name of a layer")
+            if not is_name and (type(value) is not int or not least <= value <= _MOST):
+                raise ValueError(f"{name}={value!r} is not in [{least}, 2**40]")
 
     @property
     def space(self) -> int:
@@ -189,6 +212,53 @@ class CostTable:
         """The table that `to_dict` gave."""
         return cls(tuple(LayerCost(**row) for row in values["rows"]))
 
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `trady_costs.json` into `save_directory`."""
+        write_text(Path(save_directory) / COSTS_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> "CostTable | None":
+        """Read `trady_costs.json` from the directory `path`; None if there is none.
+
+        Raises:
+            ValueError: If the file is not such a table.
+        """
+        file = Path(path) / COSTS_NAME
+        if not file.is_file():
+            return None
+        try:
+            table = cls.from_dict(read_json(file))
+            for row in table:
+                row.check()
+            if len({row.name for row in table}) != len(table) or not len(table):
+                raise ValueError("it has no layer, or one twice")
+            return table
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"'{file}' is not a table of costs ({type(error).__name__}: {error})") from None
+
+    def check(self, layers: Mapping[str, nn.Module], by_output: bool = False) -> None:
+        """Refuse costs of another architecture.
+
+        Args:
+            layers: By name, those that may be in the table.
+            by_output: Whether channels are those of the output.
+
+        Raises:
+            ValueError: Names the first layer that doesn't match.
+        """
+        for row in self.rows:
+            layer = layers.get(row.name)
+            if layer is None:
+                raise ValueError(f"the costs are of another architecture: this one has no layer '{row.name}'")
+            kind = sparse_type(layer)
+            channels = kind.num_outputs(layer) if by_output else kind.num_channels(layer)
+            given, own = (row.channels, row.weight_per_channel), (channels, _weights(layer) // channels)
+            if given != own:
+                raise ValueError(
+                    f"the costs are of another architecture: '{row.name}' has {given[0]} channels of {given[1]} "
+                    f"weights there and {own[0]} of {own[1]} here"
+                )
+
     def _repr_html_(self) -> str:
         rows = [
             (
@@ -213,3 +283,8 @@ class CostTable:
         return html_table(
             rows, header, f"{total}: {self.weight_units:,} of weights, {self.activation_units:,} of inputs"
         )
+
+
+def _weights(layer: nn.Module) -> int:
+    """Elements of the weight of `layer`."""
+    return sparse_type(layer).weight_shape(layer).numel()

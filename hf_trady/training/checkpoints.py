@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
@@ -71,11 +72,15 @@ class CheckpointingTrainer(Trainer):
                     bring_to_disk(staged)  # before anything is deleted for it
                 seal(staged)
                 _replace_directory(staged, final)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
+        except (OSError, SafetensorError, RuntimeError, CheckpointException) as raised:
+            error = _cause(raised)
+            if not _is_of_writing(error):
                 raise
             shutil.rmtree(run / STAGING, ignore_errors=True)
-            raise _cannot_save(final, error) from error
+            raise _cannot_save(final, error) from raised
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save and self.is_local_process_zero():
+            shutil.rmtree(run / STAGING, ignore_errors=True)  # on a disk of its own, where nobody renames it
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
@@ -238,6 +243,17 @@ def _crc32(path: Path) -> int:
         while chunk := file.read(_CHUNK):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong in the first process, where `torch.distributed.checkpoint` tells of all of them."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _is_of_writing(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in _TORCH_CANNOT_WRITE)
+    return isinstance(error, OSError | SafetensorError)
 
 
 def _cannot_save(checkpoint: Path, error: Exception) -> OSError:

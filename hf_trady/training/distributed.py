@@ -1,7 +1,7 @@
 """What several processes must know of a TraDyModel before they share its training."""
 
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, parse_flag_from_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
@@ -75,11 +75,20 @@ def _refuse_fsdp(plugin, args: TrainingArguments, model: TraDyModel) -> None:
             raise ValueError(f"{given} is not allowed: {remedy}, or train with DDP")
 
 
-def spare_communication(accelerator: Accelerator, args: TrainingArguments, model: TraDyModel) -> None:
+def spare_communication(
+    accelerator: Accelerator, args: TrainingArguments, model: TraDyModel, all_used: bool = False
+) -> None:
     """Let DistributedDataParallel send gradients and nothing else, unless `args` say otherwise.
 
     Buffers that no step changes need not be broadcast before each forward, and of Parameters that all get a gradient
     none need be searched for.
+
+    Args:
+        accelerator: Is to prepare the model.
+        args: Those of the Trainer.
+        model: The model.
+        all_used: Whether a step has been seen here in which every Parameter that trains got a gradient. The bias of an
+            idle layer gets none, nor does an idle part of the head.
     """
     handler = accelerator.ddp_handler
     if handler is None:
@@ -87,5 +96,6 @@ def spare_communication(accelerator: Accelerator, args: TrainingArguments, model
     if args.ddp_broadcast_buffers is None and not model.moves_buffers:
         handler.broadcast_buffers = False
     # With several flat Parameters, a draw may leave one of them empty.
-    if args.ddp_find_unused_parameters is None and len(model.active.flat) == 1:
+    all_used = all(gather_object([all_used])) and len(model.active.flat) == 1
+    if args.ddp_find_unused_parameters is None and all_used:
         handler.find_unused_parameters = False

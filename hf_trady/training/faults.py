@@ -26,6 +26,7 @@ def in_one_line(trainer: Trainer) -> Iterator[None]:
         TrainingOutOfMemoryError: If memory ran out.
         ChildProcessError: If a worker of the data loader died.
         ValueError: If labels, inputs or shapes don't fit the model or each other.
+        RuntimeError: If DistributedDataParallel waits for a gradient that doesn't come.
     """
     try:
         yield
@@ -101,6 +102,13 @@ def _wrong_id(found: re.Match, trainer: Trainer) -> Exception:
     )
 
 
+def _unused(found: re.Match, trainer: Trainer) -> Exception:
+    return RuntimeError(
+        "a Parameter that trains got no gradient in a step, which DistributedDataParallel waits for: a layer that is "
+        "not called each time (layerdrop), its bias or a part of the head; set ddp_find_unused_parameters=True"
+    )
+
+
 def _missing_metric(found: re.Match, trainer: Trainer) -> Exception:
     return ValueError(
         f"metric_for_best_model='{found[1]}' is none of the metrics of the evaluation; let compute_metrics "
@@ -116,5 +124,6 @@ _KNOWN: dict[str, Callable[[re.Match, Trainer], Exception]] = {
     ),
     r"Expected more than 1 value per channel when training": _one_value,
     r"index out of range in self": _wrong_id,
+    r"Expected to have finished reduction in the prior iteration": _unused,
     r"`metric_for_best_model` training argument is set to '(?:eval_)?([^']+)'": _missing_metric,
 }

@@ -1,12 +1,13 @@
 """Measures, on the batches of a Trainer, what the strategy of its model goes by."""
 
 import random
+from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from transformers import Trainer, set_seed
 
@@ -46,23 +47,38 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model.set_fitted(fitted)
 
 
-def warm_up(trainer: Trainer, model: TraDyModel) -> None:
+def warm_up(trainer: Trainer, model: TraDyModel) -> bool:
     """Do a step that changes nothing, so that what libraries load and compile for one is there before memory is
-    measured: tens of MiB that stay, and as many while a kernel is compiled."""
+    measured: tens of MiB that stay, and as many while a kernel is compiled.
+
+    Returns:
+        Whether every Parameter that trains got a gradient.
+    """
     training = model.training
     with kept_random_states():
         model.train()
         batch = next(iter(trainer.get_train_dataloader()))
         with model.one_channel_active():
             _compute_loss(trainer, model, batch).backward()
+            all_used = all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.train(training)
+    return all_used
 
 
-def _compute_loss(trainer: Trainer, _: nn.Module, batch) -> Tensor:
+def prepare_inputs(trainer: Trainer, model: nn.Module, batch) -> Mapping:
+    """`batch` as the Trainer prepares it, but where the weights are: FSDP moves these only when it splits them."""
+    return send_to_device(trainer._prepare_inputs(batch), _device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _compute_loss(trainer: Trainer, model: nn.Module, batch) -> Tensor:
     with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-        inputs, items = trainer._prepare_inputs(batch), None
+        inputs, items = prepare_inputs(trainer, model, batch), None
         if trainer.compute_loss_func is not None:  # it may count on the number, as in training
-            items = trainer._get_num_items_in_batch([inputs], trainer.args.device)
+            items = trainer._get_num_items_in_batch([inputs], _device(model))
         return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
 from .checkpoints import CheckpointingTrainer
+from .distributed import fsdp_plugin
 
 
 class SavingTrainer(CheckpointingTrainer):
@@ -72,6 +76,16 @@ class SavingTrainer(CheckpointingTrainer):
 
     def _add_to_checkpoint(self, directory: Path) -> None:
         self.accelerator.unwrap_model(self.model).save_training_state(directory)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer's own way writes all weights beside it, frozen ones, too, which no resume reads.
+        plugin = fsdp_plugin(self.accelerator)
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:

@@ -20,7 +20,7 @@ from .checkpoints import flaw, last_whole_checkpoint, refuse_other_draws, refuse
 from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .faults import in_one_line
 from .interruption import InterruptionCallback
-from .measuring import agree, kept_random_states, measure, warm_up
+from .measuring import agree, kept_random_states, measure, prepare_inputs, warm_up
 from .saving import SavingTrainer
 
 
@@ -85,13 +85,13 @@ class TraDyTrainer(SavingTrainer):
         self.is_fsdp_enabled = fsdp_plugin(self.accelerator) is not None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        main = self.is_world_process_zero()  # all go by what it finds
         if resume_from_checkpoint is True:
-            main = self.is_world_process_zero()
             resume_from_checkpoint = agree(last_whole_checkpoint(self.args.output_dir) if main else None)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
         elif resume_from_checkpoint:
-            what = flaw(resume_from_checkpoint)
+            what = agree(flaw(resume_from_checkpoint) if main else None)
             if what is not None:
                 raise ValueError(
                     f"can't resume from '{resume_from_checkpoint}': {what}; give another checkpoint, or "
@@ -131,32 +131,43 @@ class TraDyTrainer(SavingTrainer):
         Leaves the random states as they were, so a run that needs no preparation trains on the same batches.
         """
         model: TraDyModel = self.model
+        is_calibrated = model.costs is not None
         if checkpoint is not None:
             refuse_other_draws(model.trady_config, checkpoint)
         fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
-        if model.costs is None or fits:
+        if not is_calibrated or fits:
             self._calibrate(model, fits)
-        if model.byte_budget is not None or (self.args.device.type == "cpu" and not self.is_fsdp_enabled):
-            warm_up(self, model)
+        on_cpu, is_one_of_several = self.args.device.type == "cpu", self.accelerator.num_processes > 1
+        all_used = False
+        if model.byte_budget is not None or ((on_cpu or is_one_of_several) and not self.is_fsdp_enabled):
+            all_used = warm_up(self, model)
         if model.needs_measuring:
             self._measure_first(model)
-        spare_communication(self.accelerator, self.args, model)
+        spare_communication(self.accelerator, self.args, model, all_used)
 
     def _calibrate(self, model: TraDyModel, fits: bool) -> None:
-        """Learn the costs from a batch; `fits`: also what a budget in bytes buys."""
+        """Learn the costs from a batch, unless a checkpoint told them; `fits`: also what a budget in bytes buys."""
         with kept_random_states():
             if self.args.gradient_checkpointing and not self.is_in_train:  # in training, the Trainer has done so
                 model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             dataloader = self.get_train_dataloader()
-            batch = self._prepare_inputs(_longest(dataloader) if fits else _first(dataloader))
-            model.calibrate(self._call_inputs(batch)[0], self.step_setup(), fit=fits)
+            batch = prepare_inputs(self, model, _longest(dataloader) if fits else _first(dataloader))
+            inputs = self._call_inputs(batch)[0]
+            # Of texts each process pads its own batch, but all must draw by the same costs.
+            costs = model.costs if model.costs is not None and not fits else agree(model.learn_costs(inputs))
+            model.calibrate(inputs, self.step_setup(), fits, costs)
         fitted = agree(model.fitted)
         if fitted != model.fitted:
             model.set_fitted(fitted)
 
     def _measure_first(self, model: TraDyModel) -> None:
         """Measure what the strategy goes by; tell what that takes where the budget is in bytes."""
+        if self.is_fsdp_enabled:
+            logger.warning(
+                "Measuring gradients before FSDP splits the weights: every process holds all of them for it, and "
+                "computes where they were loaded; a layer ranking made elsewhere spares it (trady rank)."
+            )
         tracker = PeakTracker(self.args.device) if model.byte_budget is not None else None
         measure(self, model, self.ranking_steps)
         peak = tracker.peak if tracker is not None else None

@@ -163,3 +163,10 @@ def test_a_config_of_a_newer_version_drops_what_it_does_not_know(hub, caplog):
     values = json.loads(hub.files("me/config")[CONFIG_NAME]) | {"from_the_future": 1}
     repository.commit("main", {CONFIG_NAME: json.dumps(values).encode()}, "later")
     assert TraDyConfig.from_pretrained("me/config").seed == 4
+
+
+def test_of_several_processes_only_the_main_one_pushes(hub):
+    model = trained()
+    assert model.push_to_hub("me/tiny", token=TOKEN, is_main_process=False) is None and not hub.repositories
+    assert model.push_to_hub("me/tiny", token=TOKEN, is_main_process=True).oid
+    assert WEIGHTS_NAME in hub.files("me/tiny")

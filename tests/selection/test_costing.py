@@ -325,3 +325,16 @@ def test_what_fails_on_fake_tensors_alone_falls_back_to_a_real_run(kind, capfd):
     row = cost_table(Net(), torch.randn(4, 8))["first"]
     assert (row.channels, row.weight_per_channel, row.activation_per_channel) == (8, 8, 1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_costs_come_back_from_disk_and_fit_no_other_architecture(table, mobilenet, tmp_path):
+    assert CostTable.from_pretrained(tmp_path) is None
+    table.save_pretrained(tmp_path)
+    read, layers = CostTable.from_pretrained(tmp_path), dict(mobilenet.named_modules())
+    assert read == table and [row.position for row in read] == [row.position for row in table]
+    read.check(layers)
+    read.by_output(layers).check(layers, by_output=True)
+    with pytest.raises(ValueError, match="'conv_stem' has 3 channels of 144 weights there and 4 of 144 here"):
+        read.check(layers | {"conv_stem": nn.Conv2d(4, 16, 3)})
+    with pytest.raises(ValueError, match="this one has no layer 'conv_head'"):
+        read.check({name: layer for name, layer in layers.items() if name != "conv_head"})

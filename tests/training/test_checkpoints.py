@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hf_trady import TraDyConfig, TraDyModel
@@ -170,3 +171,30 @@ def test_another_config_is_refused_by_what_differs(plain, other, tmp_path):
     trainer().train()
     with pytest.raises(ValueError, match=f"another config .*{next(iter(other))}=.* there, .* here"):
         trainer(**other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_parts_of_processes_that_cannot_be_written_are_told_in_one_line(tmp_path, monkeypatch):
+    """`torch.distributed.checkpoint` raises what is no Exception."""
+    trainer = make_trainer(tmp_path, num_train_epochs=1, save_strategy="steps", save_steps=2)
+    (tmp_path / "file").write_text("")
+
+    def save(directory):
+        torch.distributed.checkpoint.save({"a": torch.ones(2)}, checkpoint_id=tmp_path / "file" / "part", no_dist=True)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", save)
+    with pytest.raises(OSError, match=f"can't write '{tmp_path / 'checkpoint-2'}' \\(Not a directory\\)$") as failed:
+        trainer.train()
+    assert isinstance(failed.value.__cause__, torch.distributed.checkpoint.CheckpointException)
+    assert not (tmp_path / STAGING).exists()
+
+
+def test_a_machine_with_a_disk_of_its_own_keeps_nothing_unfinished(tmp_path, monkeypatch):
+    """Its processes write their random states there, but it is another machine that completes the checkpoint."""
+    trainer = make_trainer(tmp_path, num_train_epochs=1, save_strategy="steps", save_steps=1)
+    wrote = []
+    monkeypatch.setattr(type(trainer.args), "should_save", property(lambda args: False))
+    save = trainer._save_rng_state
+    monkeypatch.setattr(trainer, "_save_rng_state", lambda path: (save(path), wrote.extend(Path(path).iterdir())))
+    trainer.train()
+    assert len(wrote) == 3 and all(STAGING in path.parts for path in wrote)
+    assert not (tmp_path / STAGING).exists() and not any(tmp_path.glob("checkpoint-*"))

@@ -8,6 +8,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from hf_trady import TraDyCallback
+from hf_trady.training.faults import in_one_line
+from hf_trady.training.measuring import prepare_inputs
 
 from ..tiny import MODELS, anatomy, inputs_of, wrap
 from .runs import make_trainer
@@ -77,3 +79,22 @@ def test_one_process_and_fsdp_that_works_are_not_refused(tmp_path, monkeypatch):
     TraDyCallback(trainer)
     monkeypatch.setattr(trainer.accelerator, "state", asked_for({}))
     TraDyCallback(trainer)
+
+
+def test_what_is_measured_goes_where_the_weights_are(tmp_path):
+    """FSDP moves weights to the device only when it splits them, which is after all measuring."""
+    trainer = make_trainer(tmp_path)
+    trainer.model.to("meta")
+    batch = next(iter(trainer.get_train_dataloader()))
+    devices = {value.device.type for value in prepare_inputs(trainer, trainer.model, batch).values()}
+    assert devices == {"meta"} != {next(iter(batch.values())).device.type}
+
+
+def test_a_gradient_that_ddp_waits_for_in_vain_is_told_with_what_to_set(tmp_path):
+    error = RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one. This")
+    with (
+        pytest.raises(RuntimeError, match="ddp_find_unused_parameters=True") as told,
+        in_one_line(make_trainer(tmp_path)),
+    ):
+        raise error
+    assert "\n" not in str(told.value)

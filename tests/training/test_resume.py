@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_trady import LayerRanking, TraDyConfig, TraDyModel
+from hf_trady import CostTable, LayerRanking, TraDyConfig, TraDyModel
 from hf_trady.saving import WEIGHTS_NAME
+from hf_trady.selection import COSTS_NAME
 
 from ..tiny import bert, conv_net, copy_of_state, different_keys
 from .runs import TASKS, make_trainer
@@ -135,6 +137,18 @@ def test_the_resumed_run_takes_the_ranking_of_the_checkpoint_and_measures_none(t
     # The whole way: a ranking that is measured anew, in fewer steps, would not be this one.
     resumed = run(tmp_path, "conv", config, ADAMW, 5, ranking_steps=3)
     assert measured.info["num_steps"] == 10 and resumed.model.layer_ranking == measured
+
+
+def test_the_resumed_run_goes_by_the_costs_of_the_checkpoint(tmp_path):
+    whole = run(tmp_path, "conv", {}, ADAMW)
+    file, own = tmp_path / "checkpoint-4" / COSTS_NAME, whole.model.costs
+    other = CostTable(tuple(replace(row, activation_per_channel=2 * row.activation_per_channel) for row in own))
+    other.save_pretrained(file.parent)
+    for expected in (other, own):
+        trainer = make_trainer(tmp_path, model=build("conv", {}), save_strategy="no")
+        trainer.prepare_model(file.parent)
+        assert trainer.model.costs == expected
+        file.unlink(missing_ok=True)  # as of an earlier version: learned from a batch, then
 
 
 def test_the_latest_checkpoint_is_found(tmp_path):

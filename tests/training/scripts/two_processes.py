@@ -15,8 +15,37 @@ from transformers import TrainerCallback
 from benchmarks.collectives import CollectiveBytes
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.layers import is_sharded, whole
-from tests.tiny import Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_batch
+from tests.tiny import ConvNet, Rows, bert, conv_net, gpt2, lm_batch, same_draw, token_batch
 from tests.training.runs import image_rows, make_trainer
+
+
+def idle_net() -> ConvNet:
+    """A network with a layer that its forward never calls."""
+    net = conv_net()
+    net.idle = torch.nn.Linear(4, 4)
+    return net
+
+
+def one_bad_image(n: int) -> Rows:
+    """Images, of which one has a pixel of NaN."""
+    rows = image_rows(n)
+    rows.columns["pixel_values"][5, 0, 0, 0] = float("nan")
+    return rows
+
+
+def texts(n: int) -> list[dict[str, torch.Tensor]]:
+    """Texts, of which every other four are short."""
+    batch = token_batch(n, 12)
+    lengths = [4 if i // 4 % 2 == 0 else 12 - i % 3 for i in range(n)]
+    rows = [{key: column[i] for key, column in batch.items()} for i in range(n)]
+    return [{k: v[:n] if v.dim() else v for k, v in row.items()} for row, n in zip(rows, lengths, strict=True)]
+
+
+def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch, as long as its longest text."""
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {k: pad(v, batch_first=True) if v[0].dim() else torch.stack(v) for k, v in columns.items()}
 
 
 # Name -> (model, data, fields of the config, training arguments).
@@ -34,6 +63,8 @@ RUNS = {
         {"train_bias": True, "resample_every": 1},
         {"weight_decay": 0.1, "adam_epsilon": 1e-3},
     ),
+    "conv-nan": (conv_net, one_bad_image, {}, {}),
+    "conv-idle": (idle_net, image_rows, {"train_bias": True}, {}),
     "bert-accumulated": (
         bert,
         lambda n: Rows(token_batch(n)),
@@ -42,6 +73,12 @@ RUNS = {
         # By default the Trainer multiplies the loss by the number of processes, for a model that divides it by the
         # number of items of all; BERT takes that number and leaves it.
         | {"average_tokens_across_devices": False},
+    ),
+    "bert-padded": (
+        bert,
+        texts,
+        {"optimizer_state": "carry"},
+        {"adam_epsilon": 1e-3, "data_collator": padded, "average_tokens_across_devices": False},
     ),
     "conv-ranked": (
         conv_net,
@@ -53,18 +90,26 @@ RUNS = {
 
 
 class StepBytes(TrainerCallback):
-    """Records what each step hands to collectives, from its first forward to the optimizer."""
+    """Records what each step hands to collectives, from its first forward to that of the next step of its epoch; of
+    the last one of an epoch, which may save, until its end."""
 
     def __init__(self):
         self.steps: list[dict[str, int]] = []
+        self.counter: CollectiveBytes | None = None
 
     def on_step_begin(self, *args, **kwargs):
+        self._end()
         self.counter = CollectiveBytes()
         self.counter.__enter__()
 
-    def on_pre_optimizer_step(self, *args, **kwargs):
-        self.counter.__exit__(None, None, None)
-        self.steps.append(dict(self.counter.given))
+    def on_epoch_end(self, *args, **kwargs):
+        self._end()
+
+    def _end(self):
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.steps.append(dict(self.counter.given))
+        self.counter = None
 
 
 class ActiveChannels(TrainerCallback):
@@ -123,6 +168,9 @@ def train(
         "collectives": bytes_given.steps,
         "trained": {name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         "row_elements": sum(p.shape[1:].numel() for p in model.parameters() if p.requires_grad),
+        "skipped": trainer._redraws.skipped_steps,
+        "budget": model.budget,
+        "costs": model.costs.to_dict(),
         "ranking": model.layer_ranking and model.layer_ranking.scores,
     }
 
