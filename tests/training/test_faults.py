@@ -291,6 +291,29 @@ def test_a_signal_after_the_last_step_ends_the_program_too(handlers, tmp_path):
     assert trainer.state.global_step == 6 and last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
 
 
+def test_a_signal_does_not_wait_for_an_evaluation_that_is_due(handlers, tmp_path):
+    evaluates = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": image_rows(4)}
+    trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGTERM))], save_strategy="epoch", **evaluates)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1]
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_signal_to_a_fork_that_trains_what_its_parent_made_saves_too(handlers, tmp_path):
+    trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGTERM))], save_strategy="epoch")
+    child = os.fork()
+    if child == 0:
+        try:
+            trainer.train()
+        except SystemExit as error:
+            os._exit(error.code)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
 def test_a_run_that_does_not_save_leaves_the_signals_alone(handlers, tmp_path):
     trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGINT), True)])
     with pytest.raises(KeyboardInterrupt):
