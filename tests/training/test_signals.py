@@ -1,4 +1,4 @@
-"""Several processes that are told to end: one of two that train; one that trains, and the workers that load its data."""
+"""Several processes that are told to end: one of two that train; one that trains, and its data loader's workers."""
 
 import json
 import signal
