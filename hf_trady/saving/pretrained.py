@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 from torch import nn
 
 from ..config import CONFIG_NAME, TraDyConfig
-from ..files import write_text
+from ..files import atomic_files, write_text
 from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import base_model_name, build_base_model, task_type
 from ..hub.cards import model_card
@@ -82,7 +82,8 @@ class PretrainedMixin(PushToHubMixin):
             self.fitted.save_pretrained(save_directory)
         base_config = getattr(self.base_model, "config", None)
         if hasattr(base_config, "save_pretrained"):
-            base_config.save_pretrained(save_directory)
+            with atomic_files(save_directory) as temporary:
+                base_config.save_pretrained(temporary)
         self._named_config().save_pretrained(save_directory)
 
     @classmethod
