@@ -1,5 +1,6 @@
 """What goes wrong is said in one line, and nothing that was saved is lost or changed by it."""
 
+import io
 import os
 import resource
 import signal
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, UnidentifiedImageError
 from transformers import TrainerCallback
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.history import DrawHistory
 from hf_trady.training.checkpoints import STAGING, flaw, last_whole_checkpoint
 
 from ..tiny import ConvNet, Rows, bert, conv_net, copy_of_state, different_keys, image_batch
@@ -124,6 +127,17 @@ def test_an_output_directory_that_cannot_be_written_is_refused_before_training(m
     assert model.layer_ranking is None and different_keys(copy_of_state(model), start) == []
 
 
+def test_a_history_of_draws_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(history, directory):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DrawHistory, "save_pretrained", full)
+    make_trainer(tmp_path, **SAVES).train()
+    warned = [message for message in caplog.messages if "trady_history.json" in message]
+    assert warned and all("(No space left on device)" in message and "\n" not in message for message in warned)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
 # ---- The data -------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +241,18 @@ def test_a_worker_of_the_data_loader_that_dies_is_named_and_the_run_goes_on_from
     whole = make_trainer(tmp_path / "whole", config=config, train_dataset=Rows(columns), **kwargs)
     whole.train()
     assert different_keys(copy_of_state(resumed.model), copy_of_state(whole.model)) == []
+
+
+def unreadable(sample: dict) -> dict:
+    return Image.open(io.BytesIO(b"no image"))
+
+
+def test_an_image_that_a_worker_of_the_data_loader_cannot_read_is_one_line(tmp_path):
+    images, labels = image_batch(12, 16)
+    model = TraDyModel(conv_net(), TraDyConfig(0.3, "static_full_random"), images[:1])
+    data = Faulty({"x": images, "labels": labels}, 5, unreadable)
+    trainer = make_trainer(tmp_path, model=model, train_dataset=data, dataloader_num_workers=1)
+    assert fails(trainer, UnidentifiedImageError).startswith("cannot identify image file")
 
 
 # ---- Signals --------------------------------------------------------------------------------------------------------
