@@ -41,7 +41,7 @@ def running(mode: FakeTensorMode) -> Iterator[None]:
     Raises:
         NeedsValues: If its control flow or its shapes depend on values; or it does what real tensors allow and fake
             ones don't: it converts Parameters on its way, or multiplies in groups (the experts of a mixture) in single
-            precision.
+            precision. An error that it has on real tensors, too, can't be told from these: it is the cause.
     """
     disabled, LOGGER.disabled = LOGGER.disabled, True  # it would log the traceback of an error that is caught
     try:
@@ -50,7 +50,8 @@ def running(mode: FakeTensorMode) -> Iterator[None]:
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise NeedsValues(f"its control flow depends on values ({error})") from error
     except RuntimeError as error:
-        raise NeedsValues(f"it fails on fake tensors ({str(error).partition(chr(10))[0]})") from error
+        line = str(error).partition("\n")[0]
+        raise NeedsValues(f"it fails on fake tensors, and maybe on real ones ({line})") from error
     finally:
         LOGGER.disabled = disabled
 

@@ -37,6 +37,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_files(directory: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary directory inside `directory`; move the files in it to their places in `directory` when the
+    block ends, delete them if the block raises.
+
+    Creates `directory`.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="_", suffix=".tmp", dir=directory) as temporary:
+        yield Path(temporary)
+        written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        for path in written:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for path in written:
+            place = directory / path.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8, all of it or nothing."""
     with atomic_path(path) as temporary:

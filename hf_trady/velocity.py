@@ -78,7 +78,7 @@ class NeuronVelocities:
             layers: Those that it may name.
 
         Raises:
-            ValueError: If the file is corrupt or names other layers.
+            ValueError: If the file is corrupt, names other layers or holds tensors that don't fit each other.
         """
         file = Path(path) / VELOCITIES_NAME
         if not file.is_file():
@@ -93,6 +93,15 @@ class NeuronVelocities:
         unknown = velocities._outputs.keys() - layers.keys()
         if unknown:
             raise ValueError(f"'{file}' holds velocities of a layer '{min(unknown)}', which this model does not have")
+        for part, of in velocities._parts():
+            for name, value in of.items():
+                outputs = velocities._outputs.get(name)
+                fits = outputs is not None and outputs.dim() == 2 and value.is_floating_point()
+                if not fits or (value is not outputs and value.shape != outputs.shape[1:]):
+                    raise ValueError(
+                        f"'{file}' holds a '{part}.{name}' of {value.dtype} {list(value.shape)}, which are no "
+                        "values of the neurons that it holds outputs of; delete it to start anew"
+                    )
         velocities.layers = {name: layers[name] for name in velocities._outputs}
         return velocities
 

@@ -24,7 +24,7 @@ def launch_two(*arguments, fails: bool = False) -> None:
     done = subprocess.run(
         _launcher("--num_machines", 1, "--main_process_port", port, *arguments),
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -43,7 +43,7 @@ def launch_on_two_machines(namespaces: Sequence[str], *arguments) -> None:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", name, *_launcher(*machine, *meeting, *arguments)],
                 cwd=ROOT,
-                env=_environment() | {"GLOO_SOCKET_IFNAME": f"{name}-if"},
+                env=environment() | {"GLOO_SOCKET_IFNAME": f"{name}-if"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -92,6 +92,6 @@ def _launcher(*arguments) -> list[str]:
     return [str(part) for part in (*launcher, *arguments)]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import stat
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_trady import files
-from hf_trady.files import atomic_path, write_text
+from hf_trady.files import atomic_files, atomic_path, write_text
 
 
 def mode_of(path):
@@ -73,6 +74,20 @@ def test_a_block_that_raises_leaves_what_was_there_and_nothing_more(tmp_path, ol
         raise error
     assert names_in(tmp_path) == ([] if old is None else ["file.txt"])
     assert old is None or (file.read_text() == old and mode_of(file) == 0o640)
+
+
+def test_files_come_to_their_places_together_or_not_at_all(tmp_path):
+    write_text(tmp_path / "a", "old")
+    for error in (None, OSError):
+        with contextlib.suppress(OSError), atomic_files(tmp_path) as temporary:
+            assert temporary.parent == tmp_path
+            write_text(temporary / "a", "new" if error is None else "newer")
+            write_text(temporary / "in" / "b", "new")
+            assert (tmp_path / "a").read_text() == ("old" if error is None else "new")
+            if error is not None:
+                raise error
+        assert names_in(tmp_path) == ["a", "in"] and names_in(tmp_path / "in") == ["b"]
+        assert (tmp_path / "a").read_text() == (tmp_path / "in" / "b").read_text() == "new"
 
 
 def test_text_that_utf8_cannot_hold_leaves_the_old_file(tmp_path):

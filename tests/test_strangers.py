@@ -16,7 +16,8 @@ from hf_trady import TraDyConfig, TraDyModel, files
 from hf_trady.config import CONFIG_NAME
 from hf_trady.memory import FITTED_NAME, FittedBudget
 from hf_trady.saving import WEIGHTS_NAME, checksum
-from hf_trady.selection import COSTS_NAME, RANKING_NAME, SCORES_NAME, ChannelScores
+from hf_trady.selection import COSTS_NAME, RANKING_NAME, SCORES_NAME, STRATEGIES, ChannelScores
+from hf_trady.velocity import VELOCITIES_NAME, NeuronVelocities
 
 from .tiny import anatomy, conv_net, copy_of_state, different_keys, image_batch, ranking_of, same_draw, train, wrap
 
@@ -144,6 +145,29 @@ def test_scores_of_the_wrong_length_are_refused(saved):
         (saved / SCORES_NAME).write_bytes(original)
 
 
+FORGED_VELOCITIES = {
+    "outputs.a": torch.ones(5),
+    "similarity.a": torch.ones(3),
+    "velocity.a": torch.ones(2, 1),
+    "velocity.b": torch.ones(2),
+    "similarity.a ": torch.ones(2),
+}
+
+
+@pytest.mark.parametrize("key, value", [*FORGED_VELOCITIES.items(), ("velocity.a", torch.ones(2, dtype=torch.int64))])
+def test_velocities_that_do_not_fit_each_other_are_refused(key, value, tmp_path):
+    layers = {"a": torch.nn.Linear(3, 2)}
+    velocities = NeuronVelocities(layers)
+    for _ in range(2):
+        velocities.update(layers["a"], [torch.ones(5, 3)], 1, lambda model, batch: model(batch))
+    velocities.save_pretrained(tmp_path)
+    assert NeuronVelocities.from_pretrained(tmp_path, layers).layers == layers
+    save_file(load_file(tmp_path / VELOCITIES_NAME) | {key: value}, tmp_path / VELOCITIES_NAME)
+    with pytest.raises(ValueError, match=f"holds a '{key}' of .*delete it to start anew") as caught:
+        NeuronVelocities.from_pretrained(tmp_path, layers)
+    assert "\n" not in str(caught.value)
+
+
 def header(**tensors) -> bytes:
     text = json.dumps({"__metadata__": {"trady_format": "1", "witnesses": "{}", "checksums": "{}"}} | tensors).encode()
     return struct.pack("<Q", len(text)) + text
@@ -240,9 +264,13 @@ def test_the_config_of_a_stranger_names_no_file_that_is_read(tmp_path):
 
 CONFIGS = {
     "memory_budget": st.one_of(st.floats(0.001, 1), st.integers(1, 10**5), st.sampled_from(["1KiB", "1MiB", "1TiB"])),
-    "strategy": st.sampled_from(
-        ["trady", "dynamic_full_random", "informed", "medyate", "paca", "velocity", "static_rgn"]
-    ),
+    "strategy": st.sampled_from(sorted(STRATEGIES)),
+    "layer_ranking": st.sampled_from([None, "auto", "../nowhere"]),
+    "scheme": st.sampled_from([None, {}, {"stem": 0.5}, {"nothing": 1.0}]),
+    "resample_every": st.one_of(st.just("epoch"), st.integers(1, 10**6)),
+    "base_model_name_or_path": st.sampled_from([None, "", "nobody/nothing", "../.."]),
+    "task_type": st.sampled_from([None, "IMAGE_CLASSIFICATION", "nothing"]),
+    "revision": st.sampled_from([None, "main", "../.."]),
     "ranking_coverage": st.floats(0.001, 1),
     "num_layers": st.one_of(st.none(), st.just("budget"), st.integers(1, 10)),
     "importance": st.sampled_from([None, "rgn", "lara"]),
@@ -271,7 +299,7 @@ def test_a_config_that_is_allowed_trains_or_is_refused_in_one_line(values):
         if model.needs_measuring:
             model.measure([(IMAGES, LABELS)], num_steps=1, disable_tqdm=True)
         losses = train(model, (IMAGES, LABELS), epochs=2, steps=1)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         assert str(error) and "\n" not in str(error)
     else:
         assert len(losses) == 2 and different_keys(start, copy_of_state(model))

@@ -138,7 +138,7 @@ def run_step(
         raise ValueError(
             f"can't predict the memory of {type(own).__name__}: {error}; give "
             "memory_budget as an int (elements) or a float (share of the network)"
-        ) from None
+        ) from error  # which may be the model's or the loss's own
     finally:
         for parameter in trained:
             parameter.grad = None

@@ -13,6 +13,7 @@ from transformers.utils import WEIGHTS_INDEX_NAME as PICKLED_INDEX_NAME
 from transformers.utils import WEIGHTS_NAME as PICKLED_NAME
 
 from ..config import CONFIG_NAME, TraDyConfig
+from ..files import atomic_files
 from ..hub import PushToHubMixin, local_directory
 from ..hub.base_models import build_base_model
 from ..layers import is_fully_sharded
@@ -88,7 +89,8 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
         if self.fitted is not None:
             self.fitted.save_pretrained(save_directory)
         if hasattr(self._base_config, "save_pretrained"):
-            self._base_config.save_pretrained(save_directory)
+            with atomic_files(save_directory) as temporary:
+                self._base_config.save_pretrained(temporary)
         for name in self._stale(before):
             (Path(save_directory) / name).unlink()
         self._named_config().save_pretrained(save_directory)

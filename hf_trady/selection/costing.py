@@ -59,7 +59,7 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         if any(parameter.device.type == "meta" for parameter in model.parameters()):
             raise ValueError(
                 f"can't learn the costs of {type(model).__name__} on the meta device: {error}; load its weights"
-            ) from None
+            ) from error
         logger.info(f"Running {type(model).__name__} once to learn the costs: {error}.")
         calls = _record_calls(model, args, kwargs, exclude_modules)
     shared = _shared_inputs(calls)

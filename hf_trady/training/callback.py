@@ -8,8 +8,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import can_return_loss, find_labels, logging
 
+from ..config import CONFIG_NAME
 from ..guard import StepGuard
-from ..history import DrawHistory
+from ..history import HISTORY_NAME, DrawHistory
 from ..layers import is_sharded
 from ..memory import MIB, PeakTracker, verdict
 from ..memory.glibc import keep_freed_memory
@@ -43,7 +44,7 @@ class TraDyCallback(TrainerCallback):
     Raises:
         ValueError: If the Trainer spreads the model over processes in a way that doesn't work (see
             [`refuse_unsupported`]). At the start of training, if the model is not a [`TraDyModel`] or not ready, or if
-            its budget in bytes buys other draws than it did in the run that is resumed.
+            its budget in bytes buys other draws than in the run that is resumed, or its checkpoint is incomplete.
         FloatingPointError: If `max_skipped_steps` steps in a row were skipped; names the last checkpoint.
     """
 
@@ -60,6 +61,7 @@ class TraDyCallback(TrainerCallback):
         self._stepped = False  # since the last measurement
         self._guard: StepGuard | None = None
         self._skipped_in_a_row = 0
+        self._skipped_at: float | None = None  # scale of the GradScaler, if any, where the current step is skipped
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
         if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
             refuse_unsupported(trainer.accelerator, trainer.args, self._model)
@@ -104,12 +106,15 @@ class TraDyCallback(TrainerCallback):
         self._tracker.sample()
         self._stepped = True
         if self._guard.passes(*self.losses, alone=self.trainer.accelerator.num_processes == 1):
-            self._skipped_in_a_row = 0
+            self._skipped_in_a_row, self._skipped_at = 0, None
             self._model.observe()
         else:
-            self._skip(state)
+            self.skipped_steps += 1
+            self._log({"trady/skipped_steps": self.skipped_steps})
+            self._skipped_at = self._scale
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._end_after_too_many(state)
         if self._every != "epoch" and state.global_step % self._every == 0:
             self._end_draw(state)
         self._pause_before_evaluation(control)
@@ -125,9 +130,9 @@ class TraDyCallback(TrainerCallback):
         checkpoint = self._checkpoint(state)
         if self.in_checkpoints:  # a sharded model is put together by all processes
             saves = args.should_save and checkpoint.is_dir()
-            self._model.save_pretrained(checkpoint, is_main_process=saves)
             if saves:
                 self._model.save_training_state(checkpoint)
+            self._model.save_pretrained(checkpoint, is_main_process=saves)  # its config comes last of all
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_draw(state)
@@ -140,11 +145,15 @@ class TraDyCallback(TrainerCallback):
             self._model.save_pretrained(args.output_dir, is_main_process=args.should_save)
 
     def save_history(self, directory: str) -> None:
-        """Write what each draw has trained so far, the current one included; only in the main process."""
+        """Write what each draw has trained so far, the current one included; only in the main process. No resume needs
+        it: where it can't be written, a warning says so."""
         if self.history is not None:
             if self._stepped:
                 self.history.add(self._model, self.trainer.state.global_step)
-            self.history.save_pretrained(directory)
+            try:
+                self.history.save_pretrained(directory)
+            except OSError as error:
+                logger.warning(f"Can't write '{Path(directory) / HISTORY_NAME}' ({error.strerror}); the run goes on.")
 
     def verdict(self) -> str | None:
         """How the highest peak compares to the budget in bytes; None if there is none or nothing was measured."""
@@ -177,6 +186,11 @@ class TraDyCallback(TrainerCallback):
     def _load_known(self, checkpoint: Path) -> None:
         """Draw as the run did that is resumed. Its weights and its optimizer are there by now."""
         model, active = self._model, self._model.active
+        if checkpoint.is_dir() and not (checkpoint / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"'{checkpoint}' has no {CONFIG_NAME}, which comes last: the run ended while it was written; resume "
+                "from the one before it, by its path"
+            )
         refuse_other_draws(model.trady_config, checkpoint)
         model.load_known(checkpoint)
         if model.active is not active:
@@ -217,20 +231,23 @@ class TraDyCallback(TrainerCallback):
         history.forget_after(self._last_draw(state))
         return history
 
-    def _skip(self, state: TrainerState) -> None:
-        """Count and log a step that was skipped; end the run after too many in a row."""
-        self.skipped_steps += 1
-        self._log({"trady/skipped_steps": self.skipped_steps})
+    @property
+    def _scale(self) -> float:
+        """By how much the GradScaler multiplies the loss; 1 without one."""
         scaler = self.trainer.accelerator.scaler
-        if scaler is not None and scaler.get_scale() > 1:
-            return  # how it finds its scale
+        return scaler.get_scale() if scaler is not None else 1.0
+
+    def _end_after_too_many(self, state: TrainerState) -> None:
+        """End the run if the step that ends was skipped, and is one too many."""
+        if self._skipped_at is None or 1 < self._scale < self._skipped_at:
+            return  # the latter is how a GradScaler finds its scale
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < self.max_skipped_steps:
             return
-        checkpoint = last_whole_checkpoint(self.trainer.args.output_dir)
+        checkpoint = last_whole_checkpoint(self._checkpoint(state).parent)
         raise FloatingPointError(
             f"the loss or its gradient was not finite in the last {self._skipped_in_a_row} steps, up to step "
-            f"{state.global_step + 1}, none of which changed the model; lower learning_rate "
+            f"{state.global_step}, none of which changed the model; lower learning_rate "
             f"(now {self.trainer.args.learning_rate}) or check the data. "
             + (f"The last good checkpoint is '{checkpoint}'" if checkpoint else "There is no checkpoint yet")
         )

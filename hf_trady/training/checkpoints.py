@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, sort_checkpoints
 from transformers.utils import logging
 
 from ..config import CONFIG_NAME, TraDyConfig
@@ -84,8 +84,7 @@ class CheckpointingTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), limit, best, use_mtime=True)
+            _rotate(run, self.args.save_total_limit, final, self.state.best_model_checkpoint)
 
     def _add_to_checkpoint(self, directory: Path) -> None:
         """Write what a resume needs besides what the Trainer and the model save into `directory`."""
@@ -221,6 +220,20 @@ def _replace_directory(new: Path, old: Path) -> None:
         os.fsync(handle)
         os.close(handle)
     shutil.rmtree(new.parent, ignore_errors=True)
+
+
+def _rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but neither `newest` nor `best`; first the damaged ones that a
+    resume has passed over. (transformers' `rotate_checkpoints` goes by number where times tell nothing, and would
+    delete `newest` for one with a higher number.)"""
+    if not limit or limit < 0:
+        return
+    kept = {newest} if best is None else {newest, Path(best)}
+    others = [path for path in map(Path, sort_checkpoints(str(run), use_mtime=True)) if path not in kept]
+    passed_over = {path for path in others if _step(path) > _step(newest) and flaw(path) is not None}
+    others.sort(key=lambda path: path not in passed_over)
+    for path in others[: max(0, len(others) - max(0, limit - len(kept)))]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(directory: Path) -> list[Path]:

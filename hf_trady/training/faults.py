@@ -27,10 +27,11 @@ def in_one_line(trainer: Trainer) -> Iterator[None]:
         ChildProcessError: If a worker of the data loader died.
         ValueError: If labels, inputs or shapes don't fit the model or each other.
         RuntimeError: If DistributedDataParallel waits for a gradient that doesn't come.
+        The error of a worker of the data loader, without the worker's traceback.
     """
     try:
         yield
-    except (RuntimeError, ValueError, LookupError, MemoryError) as error:
+    except (RuntimeError, ValueError, LookupError, MemoryError, OSError) as error:
         raised = _as_known(error, trainer)
         if raised is None:
             raise
@@ -47,7 +48,7 @@ def _as_known(error: Exception, trainer: Trainer) -> Exception | None:
             return explain(found, trainer)
     if re.match(r"Caught \w+ in DataLoader worker process", text):  # the worker's traceback, and then its error
         line = text.strip().splitlines()[-1]
-        return type(error)(line.removeprefix(f"{type(error).__name__}: "))
+        return type(error)(re.sub(rf"^([\w.]+\.)?{type(error).__name__}: ", "", line))
     return None
 
 

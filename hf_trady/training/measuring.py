@@ -24,7 +24,7 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         num_steps: Batches.
     """
     training, held_out = model.training, model.measures_held_out
-    with kept_random_states():
+    with kept_random_states(), own_loaders(trainer):
         set_seed(trainer.args.seed + (0 if held_out else model.epoch))
         model.train()
         loader = trainer.get_train_dataloader
@@ -55,7 +55,7 @@ def warm_up(trainer: Trainer, model: TraDyModel) -> bool:
         Whether every Parameter that trains got a gradient.
     """
     training = model.training
-    with kept_random_states():
+    with kept_random_states(), own_loaders(trainer):
         model.train()
         batch = next(iter(trainer.get_train_dataloader()))
         with model.one_channel_active():
@@ -85,6 +85,18 @@ def _compute_loss(trainer: Trainer, model: nn.Module, batch) -> Tensor:
 def agree(value):
     """What `value` is in the main process: every process measured on its own batches, but all must draw the same."""
     return broadcast_object_list([value])[0]
+
+
+@contextmanager
+def own_loaders(trainer: Trainer):
+    """Forget the data loaders that the block makes or begins to read. Accelerate would keep each, with its workers,
+    and take the last one for that of the training."""
+    accelerator, state = trainer.accelerator, trainer.accelerator.gradient_state
+    loaders, read = list(accelerator._dataloaders), state.dataloader_references
+    try:
+        yield
+    finally:
+        accelerator._dataloaders, state.dataloader_references = loaders, read
 
 
 @contextmanager

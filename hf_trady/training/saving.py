@@ -1,10 +1,8 @@
 """What a run leaves behind: the model, its card, and what is pushed to the Hub."""
 
-import os
 import shutil
 from collections.abc import Sized
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..files import atomic_files
 from ..saving import SAVED_NAMES, WEIGHTS_NAME
 from .callback import TraDyCallback
 from .checkpoints import CheckpointingTrainer
@@ -69,9 +68,10 @@ class SavingTrainer(CheckpointingTrainer):
             if pushing and self.args.hub_always_push:
                 self._finish_current_push()  # it reads the files that are about to be replaced
                 pushing = False
-            for name in SAVED_NAMES if not pushing else ():
-                if (Path(checkpoint_folder) / name).is_file():
-                    shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
+            with atomic_files(self.args.output_dir) as temporary:
+                for name in SAVED_NAMES if not pushing else ():
+                    if (Path(checkpoint_folder) / name).is_file():
+                        shutil.copy(Path(checkpoint_folder) / name, temporary)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _add_to_checkpoint(self, directory: Path) -> None:
@@ -97,12 +97,12 @@ class SavingTrainer(CheckpointingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
-        if self.args.load_best_model_at_end:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            with TemporaryDirectory() as beside:  # the base model's weights may lie in `output_dir`
-                super()._save(beside, state_dict={})
-                _copy_into(output_dir, beside, but=SAFE_WEIGHTS_NAME)
+        if self.args.should_save:
+            with atomic_files(output_dir) as temporary:
+                whole = self.args.load_best_model_at_end
+                super()._save(str(temporary), state_dict if whole else {})
+                if not whole:  # the base model's weights may lie in `output_dir`
+                    (temporary / SAFE_WEIGHTS_NAME).unlink()
         # A sharded model is put together by all processes.
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, is_main_process=self.args.should_save)
         if self.args.should_save:
@@ -113,17 +113,6 @@ class SavingTrainer(CheckpointingTrainer):
             self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def _copy_into(directory: str, source: str, but: str) -> None:
-    """Copy what `source` holds, all but the file `but`; `directory` keeps its own mode, which is not that of a
-    temporary one."""
-    os.makedirs(directory, exist_ok=True)
-    for path in Path(source).iterdir():
-        if path.is_dir():
-            shutil.copytree(path, Path(directory) / path.name, dirs_exist_ok=True)
-        elif path.name != but:
-            shutil.copy(path, directory)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

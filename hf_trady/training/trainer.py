@@ -102,6 +102,9 @@ class TraDyTrainer(SavingTrainer):
         with self._interruption, in_one_line(self):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _get_dataloader(self, *args, **kwargs):
+        return self._interruption.shield(super()._get_dataloader(*args, **kwargs))
+
     def call_model_init(self, trial=None) -> TraDyModel:
         model = super().call_model_init(trial)
         self._admit(model, self.args)

@@ -87,6 +87,17 @@ def test_control_flow_that_depends_on_values_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_an_error_of_the_loss_is_told_and_kept():
+    def loss(output):
+        raise RuntimeError("the loss is broken")
+
+    with pytest.raises(ValueError, match=r"maybe on real ones \(the loss is broken\); give") as caught:
+        predict_step(nn.Linear(2, 2), torch.zeros(1, 2), StepSetup(loss=loss))
+    assert "\n" not in str(caught.value)
+    own = caught.value.__cause__.__cause__
+    assert isinstance(own, RuntimeError) and str(own) == "the loss is broken"
+
+
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="no parameter requires a gradient"):
         predict_step(two_layers().requires_grad_(False), torch.zeros(2, 8))

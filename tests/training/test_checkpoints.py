@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.config import CONFIG_NAME
 from hf_trady.history import HISTORY_NAME
 from hf_trady.saving import WEIGHTS_NAME
 from hf_trady.selection import RANKING_NAME
-from hf_trady.training.checkpoints import SEAL_NAME, STAGING, flaw, last_whole_checkpoint, seal
+from hf_trady.training.checkpoints import SEAL_NAME, STAGING, _rotate, flaw, last_whole_checkpoint, seal
 
 from ..tiny import Rows, bert, copy_of_state, different_keys, gpt2, inputs_of, lm_batch, token_batch
 from .runs import TASKS, image_rows, make_trainer
@@ -198,3 +199,45 @@ def test_a_machine_with_a_disk_of_its_own_keeps_nothing_unfinished(tmp_path, mon
     trainer.train()
     assert len(wrote) == 3 and all(STAGING in path.parts for path in wrote)
     assert not (tmp_path / STAGING).exists() and not any(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_checkpoint_that_a_plain_trainer_was_killed_in_is_refused(tmp_path, monkeypatch):
+    late, save = [], TraDyModel.save_training_state
+
+    def save_before_the_config(model, directory):
+        late.append((directory / CONFIG_NAME).exists())
+        save(model, directory)
+
+    monkeypatch.setattr(TraDyModel, "save_training_state", save_before_the_config)
+
+    def trainer():
+        model = TraDyModel(bert(), TraDyConfig(0.3, "dynamic_full_random"), inputs_of(token_batch()))
+        return make_trainer(tmp_path, "bert", model=model, plain=True, save_strategy="steps", save_steps=2)
+
+    trainer().train()
+    assert late == [False] * 3
+    (tmp_path / "checkpoint-4" / CONFIG_NAME).unlink()
+    with pytest.raises(ValueError, match=f"checkpoint-4' has no {CONFIG_NAME}.*the one before it") as caught:
+        trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "\n" not in str(caught.value)
+    trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("limit, kept", [(1, {2, 4}), (3, {1, 2, 4})])
+def test_the_checkpoint_just_written_and_the_best_one_outlive_others_with_a_higher_number(limit, kept, tmp_path):
+    """All are as old, as far as the file system tells, so that a rotation goes by their numbers."""
+    for step in (1, 2, 4, 8, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (1, 2, 4):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    _rotate(tmp_path, limit, tmp_path / "checkpoint-4", str(tmp_path / "checkpoint-2"))
+    assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == kept
+
+
+def test_a_damaged_checkpoint_that_a_resume_passed_over_does_not_cost_the_next_one(tmp_path):
+    saving_run(tmp_path)
+    truncate(tmp_path / "checkpoint-3" / "optimizer.pt")
+    shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "checkpoint-9")
+    kwargs = {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    make_trainer(tmp_path, **kwargs).train(resume_from_checkpoint=True)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")

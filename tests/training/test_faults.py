@@ -1,5 +1,6 @@
 """What goes wrong is said in one line, and nothing that was saved is lost or changed by it."""
 
+import io
 import os
 import resource
 import signal
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, UnidentifiedImageError
 from transformers import TrainerCallback
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.history import DrawHistory
 from hf_trady.training.checkpoints import STAGING, flaw, last_whole_checkpoint
 
 from ..tiny import ConvNet, Rows, bert, conv_net, copy_of_state, different_keys, image_batch
@@ -124,6 +127,17 @@ def test_an_output_directory_that_cannot_be_written_is_refused_before_training(m
     assert model.layer_ranking is None and different_keys(copy_of_state(model), start) == []
 
 
+def test_a_history_of_draws_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(history, directory):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DrawHistory, "save_pretrained", full)
+    make_trainer(tmp_path, **SAVES).train()
+    warned = [message for message in caplog.messages if "trady_history.json" in message]
+    assert warned and all("(No space left on device)" in message and "\n" not in message for message in warned)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
 # ---- The data -------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +243,18 @@ def test_a_worker_of_the_data_loader_that_dies_is_named_and_the_run_goes_on_from
     assert different_keys(copy_of_state(resumed.model), copy_of_state(whole.model)) == []
 
 
+def unreadable(sample: dict) -> dict:
+    return Image.open(io.BytesIO(b"no image"))
+
+
+def test_an_image_that_a_worker_of_the_data_loader_cannot_read_is_one_line(tmp_path):
+    images, labels = image_batch(12, 16)
+    model = TraDyModel(conv_net(), TraDyConfig(0.3, "static_full_random"), images[:1])
+    data = Faulty({"x": images, "labels": labels}, 5, unreadable)
+    trainer = make_trainer(tmp_path, model=model, train_dataset=data, dataloader_num_workers=1)
+    assert fails(trainer, UnidentifiedImageError).startswith("cannot identify image file")
+
+
 # ---- Signals --------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +315,26 @@ def test_a_signal_after_the_last_step_ends_the_program_too(handlers, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.state.global_step == 6 and last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_a_signal_does_not_wait_for_an_evaluation_that_is_due(handlers, tmp_path):
+    evaluates = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": image_rows(4)}
+    trainer = make_trainer(tmp_path, callbacks=[At(2, signals(signal.SIGTERM))], save_strategy="epoch", **evaluates)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1]
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_fork_that_trains_what_its_parent_made_takes_signals_as_well(handlers, tmp_path):
+    """Without a step, as torch's backward can't go on in a fork of a process that has done one."""
+    interruption = make_trainer(tmp_path, save_strategy="epoch")._interruption
+    child = os.fork()
+    if child == 0:
+        with interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(143 if interruption._agree() == signal.SIGTERM else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
 def test_a_run_that_does_not_save_leaves_the_signals_alone(handlers, tmp_path):

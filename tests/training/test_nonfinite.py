@@ -1,11 +1,12 @@
 """A loss or a gradient that is not finite changes nothing but a count."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
-from hf_trady import TraDyConfig, TraDyModel
+from hf_trady import TraDyCallback, TraDyConfig, TraDyModel
 from hf_trady.guard import StepGuard
 
 from ..tiny import Rows, conv_net, copy_of_state, different_keys, image_batch, loss_of, wrap
@@ -69,6 +70,18 @@ def test_too_many_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_pat
     assert f"checkpoint is '{tmp_path / 'checkpoint-4'}'" in message and "learning_rate (now 0.01)" in message
     kept = TraDyModel.from_pretrained(tmp_path / "checkpoint-4", conv_net())
     assert different_keys(copy_of_state(kept), copy_of_state(trainer.model)) == []
+
+
+@pytest.mark.parametrize("scales, ends", [([8.0] * 20, True), ([2.0**-n for n in range(20)], True), ([], False)])
+def test_steps_in_which_a_grad_scaler_finds_its_scale_do_not_end_a_run(scales, ends, tmp_path, monkeypatch):
+    """A norm that overflows without an infinite element leaves the scale as it is, and so ends it."""
+    falling = iter(scales or [2.0**n for n in range(40, 0, -1)])
+    monkeypatch.setattr(TraDyCallback, "_scale", property(lambda self: next(falling)))
+    data = rows_with(dict.fromkeys(range(12), math.nan))
+    trainer = make_trainer(tmp_path, train_dataset=data, max_skipped_steps=3, **ORDER)
+    with pytest.raises(FloatingPointError) if ends else contextlib.nullcontext():
+        trainer.train()
+    assert trainer._redraws.skipped_steps == (3 if ends else 6)
 
 
 def test_the_guard_puts_statistics_back_and_drops_gradients_of_its_own_loop():

@@ -1,6 +1,9 @@
-"""Several processes of which one is told to end."""
+"""Several processes that are told to end: one of two that train; one that trains, and its data loader's workers."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,11 +11,12 @@ import torch
 
 from hf_trady.training.checkpoints import last_whole_checkpoint
 
-from ..launching import launch_two
+from ..launching import ROOT, environment, launch_two
 from ..tiny import different_keys
 
 
-SCRIPT = Path(__file__).parent / "scripts" / "told.py"
+SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPT = SCRIPTS / "told.py"
 STEP = 5
 pytestmark = pytest.mark.slow
 
@@ -36,3 +40,19 @@ def test_sigterm_to_one_of_two_processes_saves_and_ends_both(undisturbed, told, 
     launch_two(SCRIPT, tmp_path)
     for rank in range(2):
         assert different_keys(torch.load(tmp_path / f"{rank}.pt"), undisturbed) == []
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_step_that_they_load_for(name, code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "told_with_workers.py"), str(tmp_path), name],
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,  # which a worker that outlives its parent would exceed: it holds the output open
+    )
+    assert done.returncode == code and done.stdout.endswith("saved\n"), done.stdout + done.stderr
+    assert "RuntimeError" not in done.stderr
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
