@@ -1,7 +1,8 @@
-"""What a release writes must stay loadable: tests/data/run_0.1 is a run that version 0.1 saved, a file of each format.
+"""What a release writes must stay loadable: tests/data holds a file of each format that version 0.1 wrote, run_0.1 by
+`save_pretrained`, checkpoint_0.1 with what it adds to the files of a Trainer in a checkpoint.
 
-`python -m tests.test_formats DIRECTORY` writes such a run; make one for a release that changes a format, and keep the
-old ones.
+`python -m tests.test_formats DIRECTORY` writes both; make them for a release that changes a format, and keep the old
+ones.
 """
 
 import sys
@@ -15,12 +16,14 @@ from hf_trady import LayerRanking, TraDyConfig, TraDyModel
 from hf_trady.history import DrawHistory
 from hf_trady.memory import FittedBudget
 from hf_trady.saving import SAVED_NAMES
-from hf_trady.selection import ChannelScores
+from hf_trady.selection import COSTS_NAME, ChannelScores
+from hf_trady.training.checkpoints import SEAL_NAME, flaw, seal
+from hf_trady.velocity import VELOCITIES_NAME
 
-from .tiny import ConvNet
+from .tiny import ConvNet, same_draw
 
 
-RUN = Path(__file__).parent / "data" / "run_0.1"
+RUN, CHECKPOINT = (Path(__file__).parent / "data" / f"{kind}_0.1" for kind in ("run", "checkpoint"))
 TRAINED_NAME = "trained.safetensors"  # the whole state dict, to compare with
 
 
@@ -61,6 +64,24 @@ def write_run(directory: Path) -> None:
     save_file(model.state_dict(), directory / TRAINED_NAME)
 
 
+def neurons() -> TraDyModel:
+    """A model whose draws follow from all that a checkpoint can hold."""
+    return TraDyModel(base_model(), TraDyConfig(0.2, "velocity", modules_to_save=["classifier"]), batch()[0])
+
+
+def write_checkpoint(directory: Path) -> None:
+    """Measure two times, train between, and write what goes into a checkpoint."""
+    model = neurons()
+    model.measure([batch()])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    torch.nn.functional.cross_entropy(model(batch()[0]), batch()[1]).backward()
+    optimizer.step()
+    model.measure([batch()])
+    model.save_training_state(directory)
+    model.save_pretrained(directory)
+    seal(directory)
+
+
 def test_the_weights_of_a_saved_run_load_bit_for_bit():
     model = TraDyModel.from_pretrained(RUN, base_model())
     expected = load_file(RUN / TRAINED_NAME)
@@ -89,16 +110,30 @@ def test_a_saved_run_trains_on():
         assert {name: len(index) for name, index in model.active_channels().items()} == record.active
 
 
+def test_a_checkpoint_is_whole_and_draws_on():
+    assert flaw(CHECKPOINT) is None
+    model, again = neurons(), neurons()
+    model.load_known(CHECKPOINT)
+    again.load_known(CHECKPOINT)
+    assert same_draw(model.draw(1), again.draw(1))
+    for each in (model, again):
+        each.measure([batch()])
+    assert same_draw(model.draw(2), again.draw(2))
+    assert {COSTS_NAME, VELOCITIES_NAME, SEAL_NAME} <= {path.name for path in CHECKPOINT.iterdir()}
+
+
 @pytest.mark.parametrize("name", sorted({*SAVED_NAMES} - {"config.json"}))  # that is the base model's, not ours
 def test_every_format_is_there(name):
     assert (RUN / name).is_file()
 
 
 def test_this_release_writes_the_same_files(tmp_path):
-    write_run(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in RUN.iterdir()}
-    assert TraDyConfig.from_pretrained(tmp_path) == TraDyConfig.from_pretrained(RUN)
+    for write, kept in ((write_run, RUN), (write_checkpoint, CHECKPOINT)):
+        write(tmp_path / kept.name)
+        assert {path.name for path in (tmp_path / kept.name).iterdir()} == {path.name for path in kept.iterdir()}
+        assert TraDyConfig.from_pretrained(tmp_path / kept.name) == TraDyConfig.from_pretrained(kept)
 
 
 if __name__ == "__main__":
-    write_run(Path(sys.argv[1]))
+    write_run(Path(sys.argv[1]) / "run")
+    write_checkpoint(Path(sys.argv[1]) / "checkpoint")

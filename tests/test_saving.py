@@ -269,7 +269,7 @@ DAMAGE = {
     "unknown layer": (replace("tensor.other.weight", torch.zeros(1)), "it has no 'other.weight'"),
     "wrong tensor": (replace("tensor.classifier.bias", torch.zeros(4)), "'classifier.bias' has shape [3] there"),
     "no version": (describe("trady_format", ""), "trady_format"),
-    "new version": (describe("trady_format", "2"), "trady_format is '2', not '1'"),
+    "new version": (describe("trady_format", "2"), "trady_format is '2', not '1'); a newer hf_trady wrote it"),
     "no witnesses": (describe("witnesses", "[]"), "corrupt"),
     "witness text": (describe("witnesses", '{"stem": "abc"}'), "malformed"),
     "witness layer": (describe("witnesses", '{"norm1": [0, "torch.float32", 0]}'), "a layer 'norm1'"),
@@ -345,6 +345,11 @@ def test_a_directory_that_may_not_be_written_is_left_alone(saved):
         assert files_in(saved) == before
     finally:
         saved.chmod(0o700)
+
+
+def test_a_base_model_in_the_place_of_the_path_is_told(saved):
+    with pytest.raises(ValueError, match=r"^path is a ConvNet; it comes first: from_pretrained\(path, base_model\)$"):
+        TraDyModel.from_pretrained(conv_net(), saved)
 
 
 def test_a_path_that_is_a_file_is_an_os_error(tmp_path):

@@ -145,9 +145,11 @@ class PretrainedMixin(CardMixin, PushToHubMixin):
         Raises:
             FileNotFoundError: If a file or the repository is missing.
             OSError: If the Hub can't be reached.
-            ValueError: If a file is corrupt, or `base_model` can't be built or is not the one that was fine-tuned; it
-                is then unchanged.
+            ValueError: If `path` is a model, a file is corrupt, or `base_model` can't be built or is not the one that
+                was fine-tuned; it is then unchanged.
         """
+        if isinstance(path, nn.Module):  # as PEFT has it
+            raise ValueError(f"path is a {type(path).__name__}; it comes first: from_pretrained(path, base_model)")
         directory = local_directory(path, SAVED_NAMES, **hub_kwargs)
         is_download = not Path(path).is_dir()
         remedy = "download it again with force_download=True" if is_download else "save the model again"

@@ -88,8 +88,11 @@ def load_state(directory: str | os.PathLike, remedy: str = "save the model again
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("trady_format") != _FORMAT_VERSION:
-                raise ValueError(f"its trady_format is {metadata.get('trady_format')!r}, not {_FORMAT_VERSION!r}")
+            version = metadata.get("trady_format")
+            if version != _FORMAT_VERSION:
+                if str(version).isdecimal():
+                    remedy = "a newer hf_trady wrote it: install that"
+                raise ValueError(f"its trady_format is {version!r}, not {_FORMAT_VERSION!r}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         checksums = json.loads(metadata["checksums"])
         for key, value in tensors.items():
