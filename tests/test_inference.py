@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import pipeline
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from .tiny import bert, gpt2, llama, lm_batch, t5, train, word_tokenizer, wrap
 
@@ -46,3 +47,18 @@ def test_a_pipeline_answers_as_with_the_plain_model(task):
     texts = ["w1 w2 w3", "w7 w8"]
     answers = [pipeline(task, model=each, tokenizer=word_tokenizer())(texts, **options) for each in (model, plain)]
     assert answers[0] == answers[1]
+
+
+def test_a_pipeline_of_images_answers_as_with_the_plain_model():
+    def vit():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        return ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, num_labels=3, **sizes))
+
+    model, plain = trained(vit, {"pixel_values": torch.randn(4, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 0])})
+    images = [Image.new("RGB", (20, 20), color) for color in ("red", "green")]
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    answers = [
+        pipeline("image-classification", model=each, image_processor=processor)(images) for each in (model, plain)
+    ]
+    assert answers[0] == answers[1] and len(answers[0]) == 2
