@@ -98,7 +98,7 @@ class Convolution:
         """What of x the gradient of the weight reads: of a strided pointwise convolution, some of its pixels."""
         if not self._is_pointwise(weight_shape) or self.stride == (1, 1):
             return x
-        return _strided(x, self.stride).contiguous(memory_format=memory_format(x))
+        return _strided(x, self.stride).clone(memory_format=memory_format(x))  # a single pixel is contiguous as it is
 
     def _is_pointwise(self, weight_shape: torch.Size) -> bool:
         """Whether each output pixel is a product of the weight and one pixel of x."""

@@ -64,6 +64,11 @@ def test_gradient_is_the_slice_of_the_full_one_and_only_the_slice_of_x_is_saved(
     check_against_autograd(*case)
 
 
+def test_the_one_pixel_that_a_strided_convolution_reads_is_kept_without_the_others():
+    conv = fill(nn.Conv2d(1, 1, 1, stride=2, bias=False).double(), 1)
+    check_against_autograd(conv, torch.randn(1, 1, 1, 2, dtype=torch.float64), [0])
+
+
 @given(cases())
 @settings(max_examples=100, deadline=None)
 def test_without_active_channels_nothing_of_x_is_saved(case):
