@@ -89,7 +89,7 @@ class VerbParser(HfArgumentParser):
             self.set_defaults(**{action.dest: None})
             return []
         if isinstance(value, bool) and action is not None and action.type is not string_to_bool:
-            value = word
+            value = value if word is None else word
         if isinstance(value, dict):
             value = json.dumps(value)
         return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]

@@ -123,7 +123,12 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
             args.model_name_or_path, config=base_config, ignore_mismatched_sizes=True, **hub
         )
         return model.to(memory_format=torch.channels_last)
-    overlay = {"file": args.checkpoint_path} if args.checkpoint_path else None
+    if revision is not None:
+        raise ValueError(
+            f"revision='{revision}' is not allowed with a timm architecture; name its weights by their tag, such as "
+            f"'{pinned_name(args.model_name_or_path)}'"
+        )
+    overlay = {"file": args.checkpoint_path, "custom_load": False} if args.checkpoint_path else None
     network = timm.create_model(
         args.model_name_or_path, pretrained=True, num_classes=len(names["id2label"]), pretrained_cfg_overlay=overlay
     )
@@ -181,6 +186,9 @@ def _read_image(encoded: dict) -> PIL.Image.Image:
 def _max_length(asked: int, tokenizer, model: PreTrainedModel) -> int:
     """How many tokens of a text the model takes, at most as many as `asked`."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # as RoBERTa counts: behind that of padding
     most = min(asked, tokenizer.model_max_length, positions or asked)
     if most < asked:
         logger.warning(f"max_seq_length={asked} is more than this model takes; texts are cut to {most} tokens.")

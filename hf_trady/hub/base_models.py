@@ -164,7 +164,7 @@ def _timm_network(name: str, hub: Mapping[str, Any], **kwargs: Any) -> nn.Module
             file = hf_hub_download(repository, SAFE_WEIGHTS_NAME, **hub)
         except EntryNotFoundError:
             file = hf_hub_download(repository, WEIGHTS_NAME, **hub)  # which timm reads as weights alone
-        overlay = {"file": file}
+        overlay = {"file": file, "custom_load": False}  # as from the Hub: some architectures would read a `.npz`
     cache_dir = hub.get("cache_dir")
     network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs)
     network.pretrained_cfg.pop("file", None)  # a path of this machine, beside the repository that it is a copy of

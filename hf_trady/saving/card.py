@@ -49,7 +49,8 @@ class CardMixin:
             model_name: What the model is called; by default the name of that directory.
             peak_bytes: The highest peak that was measured in training.
             **kwargs: `metrics` (name -> value), `datasets` (ids on the Hub), `dataset_names` (what they are called),
-                `hyperparameters` (name -> value), and metadata as `ModelCardData` of huggingface_hub takes it:
+                `dataset_args` (how the first was loaded), `hyperparameters` (name -> value), `subfolder` (of the
+                repository, where the model is), and metadata as `ModelCardData` of huggingface_hub takes it:
                 `language`, `license`, `tags`, `base_model`, `pipeline_tag`.
         """
         if model_name is None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import can_return_loss, find_labels, logging
@@ -17,7 +18,7 @@ from ..memory.glibc import keep_freed_memory
 from ..model import TraDyModel
 from .checkpoints import last_whole_checkpoint, refuse_other_draws
 from .distributed import refuse_unsupported
-from .measuring import measure
+from .measuring import agree, measure
 
 
 logger = logging.get_logger(__name__)
@@ -75,6 +76,7 @@ class TraDyCallback(TrainerCallback):
             raise ValueError(f"TraDyCallback needs a TraDyModel, not a {type(self._model).__name__}")
         if self.in_checkpoints and state.global_step > 0:
             self._load_known(self._checkpoint(state))
+        self._refuse_other_costs()
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
@@ -142,7 +144,8 @@ class TraDyCallback(TrainerCallback):
         if self._model.byte_budget is not None:
             keep_freed_memory()
         if self.in_checkpoints and args.save_strategy != SaveStrategy.NO:
-            self._model.save_pretrained(args.output_dir, is_main_process=args.should_save)
+            run = self._checkpoint(state).parent
+            self._model.save_pretrained(run, is_main_process=args.should_save)
 
     def save_history(self, directory: str) -> None:
         """Write what each draw has trained so far, the current one included; only in the main process. No resume needs
@@ -188,8 +191,8 @@ class TraDyCallback(TrainerCallback):
         model, active = self._model, self._model.active
         if checkpoint.is_dir() and not (checkpoint / CONFIG_NAME).is_file():
             raise ValueError(
-                f"'{checkpoint}' has no {CONFIG_NAME}, which comes last: the run ended while it was written; resume "
-                "from the one before it, by its path"
+                f"'{checkpoint}' has no {CONFIG_NAME}, which comes last: the run ended while it was written, or had "
+                "no TraDyCallback; resume from the one before it, by its path"
             )
         refuse_other_draws(model.trady_config, checkpoint)
         model.load_known(checkpoint)
@@ -197,6 +200,14 @@ class TraDyCallback(TrainerCallback):
             raise ValueError(
                 f"the budget of this model buys other draws than it did in '{checkpoint}'; call "
                 "model.load_known(checkpoint) before you make the Trainer"
+            )
+
+    def _refuse_other_costs(self) -> None:
+        """All processes must draw the same. A TraDyTrainer has seen to it; here the optimizer is made already."""
+        same = agree(self._model.costs) == self._model.costs
+        if not all(gather_object([same])):
+            raise ValueError(
+                "the costs of channels differ between processes: give the model the same example_inputs in all of them"
             )
 
     def _refuse_early_optimizer(self) -> None:
@@ -239,7 +250,7 @@ class TraDyCallback(TrainerCallback):
 
     def _end_after_too_many(self, state: TrainerState) -> None:
         """End the run if the step that ends was skipped, and is one too many."""
-        if self._skipped_at is None or 1 < self._scale < self._skipped_at:
+        if self._skipped_at is None or 1 <= self._scale < self._skipped_at:
             return  # the latter is how a GradScaler finds its scale
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < self.max_skipped_steps:

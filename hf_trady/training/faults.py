@@ -25,8 +25,8 @@ def in_one_line(trainer: Trainer) -> Iterator[None]:
     Raises:
         TrainingOutOfMemoryError: If memory ran out.
         ChildProcessError: If a worker of the data loader died.
-        ValueError: If labels, inputs or shapes don't fit the model or each other.
-        RuntimeError: If DistributedDataParallel waits for a gradient that doesn't come.
+        ValueError: If labels, inputs or shapes don't fit the model or each other, or if DistributedDataParallel waits
+            for a gradient that doesn't come.
         The error of a worker of the data loader, without the worker's traceback.
     """
     try:
@@ -104,7 +104,7 @@ def _wrong_id(found: re.Match, trainer: Trainer) -> Exception:
 
 
 def _unused(found: re.Match, trainer: Trainer) -> Exception:
-    return RuntimeError(
+    return ValueError(
         "a Parameter that trains got no gradient in a step, which DistributedDataParallel waits for: a layer that is "
         "not called each time (layerdrop), its bias or a part of the head; set ddp_find_unused_parameters=True"
     )

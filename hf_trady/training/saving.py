@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import atomic_files
@@ -63,7 +65,8 @@ class SavingTrainer(CheckpointingTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push what training has changed, too: by itself the Trainer takes only the files whose names it knows."""
-        if self.is_world_process_zero() and self._staging is None:
+        ends = self.args.hub_strategy == HubStrategy.END  # then nothing is pushed before
+        if self.is_world_process_zero() and self._staging is None and not ends:
             pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
             if pushing and self.args.hub_always_push:
                 self._finish_current_push()  # it reads the files that are about to be replaced
@@ -98,7 +101,8 @@ class SavingTrainer(CheckpointingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if self.args.should_save:
-            with atomic_files(output_dir) as temporary:
+            # A checkpoint that is not complete is nothing that could be damaged.
+            with atomic_files(output_dir) if self._staging is None else nullcontext(Path(output_dir)) as temporary:
                 whole = self.args.load_best_model_at_end
                 super()._save(str(temporary), state_dict if whole else {})
                 if not whole:  # the base model's weights may lie in `output_dir`

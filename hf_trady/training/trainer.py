@@ -141,10 +141,12 @@ class TraDyTrainer(SavingTrainer):
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
         if not is_calibrated or fits:
             self._calibrate(model, fits)
-        on_cpu, is_one_of_several = self.args.device.type == "cpu", self.accelerator.num_processes > 1
-        all_used = False
-        if model.byte_budget is not None or ((on_cpu or is_one_of_several) and not self.is_fsdp_enabled):
-            all_used = warm_up(self, model)
+        elif (costs := agree(model.costs)) != model.costs:  # of example inputs, of which each process had its own
+            model.set_costs(costs)
+        # On the CPU for the memory that is measured, of several processes for what DDP must look for.
+        searches = self.accelerator.num_processes > 1 and self.args.ddp_find_unused_parameters is None
+        wanted = (self.args.device.type == "cpu" or searches) and not self.is_fsdp_enabled
+        all_used = warm_up(self, model) if wanted or model.byte_budget is not None else False
         if model.needs_measuring:
             self._measure_first(model)
         spare_communication(self.accelerator, self.args, model, all_used)

@@ -7,11 +7,11 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from hf_trady import TraDyCallback
+from hf_trady import CostTable, TraDyCallback
 from hf_trady.training.faults import in_one_line
 from hf_trady.training.measuring import prepare_inputs
 
-from ..tiny import MODELS, anatomy, inputs_of, wrap
+from ..tiny import MODELS, anatomy, bert, inputs_of, token_batch, wrap
 from .runs import make_trainer
 
 
@@ -93,8 +93,26 @@ def test_what_is_measured_goes_where_the_weights_are(tmp_path):
 def test_a_gradient_that_ddp_waits_for_in_vain_is_told_with_what_to_set(tmp_path):
     error = RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one. This")
     with (
-        pytest.raises(RuntimeError, match="ddp_find_unused_parameters=True") as told,
+        pytest.raises(ValueError, match="ddp_find_unused_parameters=True") as told,
         in_one_line(make_trainer(tmp_path)),
     ):
         raise error
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_processes_with_example_inputs_of_their_own_go_by_the_costs_of_the_first_or_are_refused(
+    plain, tmp_path, monkeypatch
+):
+    first = wrap(bert(), inputs_of(token_batch(2, 9)), 0.3).costs
+    model = wrap(bert(), inputs_of(token_batch(2, 6)), 0.3)
+    trainer = make_trainer(tmp_path, "bert", model=model, plain=plain)
+    agree = lambda value: first if isinstance(value, CostTable) else value  # noqa: E731
+    monkeypatch.setattr("hf_trady.training.callback.agree", agree)
+    monkeypatch.setattr("hf_trady.training.trainer.agree", agree)
+    if plain:
+        with pytest.raises(ValueError, match="costs of channels differ between processes"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert model.costs == first
