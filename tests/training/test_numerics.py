@@ -9,7 +9,19 @@ from transformers import TrainerCallback
 from hf_trady import TraDyModel
 from hf_trady.layers import read_channels
 
-from ..tiny import conv_net, copy_of_state, different_keys, gpt2, image_batch, inputs_of, lm_batch, loss_of, wrap
+from ..tiny import (
+    bert,
+    conv_net,
+    copy_of_state,
+    different_keys,
+    gpt2,
+    image_batch,
+    inputs_of,
+    lm_batch,
+    loss_of,
+    token_batch,
+    wrap,
+)
 from .runs import make_trainer
 
 
@@ -136,6 +148,21 @@ def test_a_compiled_model_is_not_compiled_anew_for_a_draw_from_layers_that_it_kn
         ends.append(copy_of_state(model))
     for key, value in ends[0].items():
         torch.testing.assert_close(ends[1][key], value)
+
+
+@pytest.mark.parametrize("make, batch", [(conv_net, image_batch()), (bert, token_batch())], ids=["conv", "bert"])
+def test_a_compiled_step_with_lean_forms_is_that_of_eager_code(make, batch):
+    """By what inductor, too, makes of a graph before it writes code: nothing in it is changed in place any more."""
+    ends = []
+    for compiled in (False, True):
+        model = wrap(make(), inputs_of(batch), 0.9, lean_backward="compressed").eval()
+        if compiled:
+            torch._dynamo.reset()
+            model.compile(backend="aot_eager")
+        loss_of(model, batch).backward()
+        ends.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    for actual, expected in zip(*ends, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_deterministic_algorithms_are_enough(tmp_path):
