@@ -155,7 +155,7 @@ def test_a_compiled_step_with_lean_forms_is_that_of_eager_code(make, batch):
     """By what inductor, too, makes of a graph before it writes code: nothing in it is changed in place any more."""
     ends = []
     for compiled in (False, True):
-        model = wrap(make(), inputs_of(batch), 0.9, lean_backward="compressed").eval()
+        model = wrap(make(), inputs_of(batch), 0.9, lean_backward="compressed").train()
         if compiled:
             torch._dynamo.reset()
             model.compile(backend="aot_eager")
