@@ -44,7 +44,7 @@ def _measured(one: dict, two: dict) -> list[str]:
     setup = f"""A Llama of {full["model"]:,} parameters ({SIZES["num_hidden_layers"]} blocks), {BATCH} x {LENGTH}
         tokens a process, float32, AdamW, gloo. *Sent*: what a process hands to the collectives that carry
         gradients, in a step. *Held*: weights, gradients and optimizer states of one process. *Time* is the median of a
-        step, by that of full fine-tuning in one process, and rough: other programs used the two cores, too. The two
+        step, by that of full fine-tuning in one process, on two virtual cores; of few steps, so rough. The two
         processes take a batch each."""
     rows, whole = [], two["ddp"]["full"]["given"]["allreduce_"]
     for name, label in NAMES.items():
