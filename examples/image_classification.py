@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=64, help="pixels square")
     parser.add_argument("--max_train_samples", type=int, default=1024)
     parser.add_argument("--num_train_epochs", type=int, default=3)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--output_dir", default="runs/image_classification")
     options = parser.parse_args()
     set_seed(0)

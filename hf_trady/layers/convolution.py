@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+GROUPS_AT_ONCE = 128
+"""On the CPU. With AVX-512, oneDNN holds the weight's gradient of a group of one channel in a block of 16 x 16."""
+
+
 @dataclass(frozen=True)
 class Convolution:
     """One convolution call: plain, strided, dilated, grouped or depthwise.
@@ -62,7 +66,17 @@ class Convolution:
             return _grad_weight_pointwise(grad_output, x_active, self.stride)[..., None, None]
         if self.groups == 1:
             return self._grad_weight(grad_output, x_active, (outputs, len(index), *kernel), 1).transpose(0, 1)
-        # Each active channel becomes a group of its own, beside the output channels of the group that it belonged to.
+        if grad_output.device.type != "cpu" or torch.compiler.is_compiling() or len(index) <= GROUPS_AT_ONCE:
+            return self._grad_of_groups(grad_output, x_active, weight_shape, index)
+        parts = zip(x_active.split(GROUPS_AT_ONCE, 1), index.split(GROUPS_AT_ONCE), strict=True)
+        return torch.cat([self._grad_of_groups(grad_output, x, weight_shape, some) for x, some in parts])
+
+    def _grad_of_groups(
+        self, grad_output: Tensor, x_active: Tensor, weight_shape: torch.Size, index: Tensor
+    ) -> Tensor:
+        """Each active channel becomes a group of its own, beside the output channels of the group that it belonged
+        to."""
+        outputs, _, *kernel = weight_shape
         grad_output = take_channels(grad_output, self.outputs_of(index, weight_shape).flatten())
         per_group = outputs // self.groups
         grad = self._grad_weight(grad_output, x_active, (len(index) * per_group, 1, *kernel), len(index))

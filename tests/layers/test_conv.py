@@ -86,6 +86,16 @@ def test_depthwise_with_a_multiplier(multiplier, kernel):
         check_against_autograd(conv.to(memory_format=torch.channels_last), x, index)
 
 
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_more_groups_than_are_taken_at_once(multiplier, layout, monkeypatch):
+    monkeypatch.setattr("hf_trady.layers.convolution.GROUPS_AT_ONCE", 3)
+    conv = fill(nn.Conv2d(8, 8 * multiplier, 3, padding=1, groups=8).double(), 1).to(memory_format=layout)
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64).to(memory_format=layout)
+    for index in ([3], [0, 2, 7], [0, 1, 4, 6], list(range(8))):
+        check_against_autograd(conv, x, index)
+
+
 @pytest.mark.parametrize("stride", [2, (1, 3), (3, 2)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_pointwise_with_a_stride(stride, bias):

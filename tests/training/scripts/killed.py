@@ -73,6 +73,9 @@ def run_in_children(
     while len(children) < processes and 0 not in children:
         children.append(os.fork())
     if 0 in children:
+        torch.set_num_threads(
+            1
+        )  # renews torch's pool of threads, before two of autograd's do so at once, and one fails
         try:
             if processes > 1:
                 rank = {"RANK": len(children) - 1, "LOCAL_RANK": len(children) - 1, "WORLD_SIZE": processes}
