@@ -104,7 +104,7 @@ def test_a_shrunk_static_draw_is_a_smaller_one():
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path):
-    config = {"memory_budget": "4MiB"}
+    config = {"memory_budget": "64MiB"}
     whole = make_trainer(tmp_path / "a", config=config, save_strategy="epoch", num_train_epochs=3)
     whole.train()
     checkpoint = tmp_path / "a" / "checkpoint-3"

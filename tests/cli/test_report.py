@@ -70,7 +70,7 @@ def report(directory: Path, capsys, *more: str) -> tuple[Page, dict]:
 def text_report_run(text_run, tmp_path_factory) -> Path:
     """A run of three epochs with a budget in bytes; every checkpoint is kept."""
     output = tmp_path_factory.mktemp("report") / "reviews"
-    train(text_run, output, "--memory_budget", "4MiB", "--num_train_epochs", "3", "--save_total_limit", "9")
+    train(text_run, output, "--memory_budget", "64MiB", "--num_train_epochs", "3", "--save_total_limit", "9")
     return output
 
 
@@ -90,7 +90,7 @@ def test_a_run_with_a_budget_in_bytes_has_all_pictures_and_numbers(finished, cap
     assert table["accuracy"] == f"{results['eval_accuracy']:.2%}" and table["strategy"] == "trady"
     assert summary["activation_sparsity"] == results["activation_sparsity"]
     assert summary["flops_saved"] == results["flops_saved"]
-    assert (summary["draws"], summary["epochs"], summary["budget_bytes"]) == (3, 3.0, 4 * 2**20)
+    assert (summary["draws"], summary["epochs"], summary["budget_bytes"]) == (3, 3.0, 64 * 2**20)
     assert 0 < summary["predicted_peak_bytes"] <= summary["budget_bytes"]
     assert table["memory"] == summary["verdict"]
     assert f"{summary['peak_bytes'] / 2**20:,.0f} MiB measured" in table["memory"]
@@ -111,7 +111,7 @@ def test_a_resumed_run_reports_what_the_uninterrupted_one_does(text_run, text_re
     _, expected = report(text_report_run, capsys, "--output_dir", str(tmp_path / "page"))
     first = min(text_report_run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     resumed = tmp_path / "reviews"
-    arguments = ("--memory_budget", "4MiB", "--num_train_epochs", "3", "--resume_from_checkpoint", str(first))
+    arguments = ("--memory_budget", "64MiB", "--num_train_epochs", "3", "--resume_from_checkpoint", str(first))
     train(text_run, resumed, *arguments)
     page, summary = report(resumed, capsys)
     measured = ("peak_bytes", "verdict", "train_seconds", "train_loss", "draws_over_budget", "updated")

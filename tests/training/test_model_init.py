@@ -44,7 +44,7 @@ def again(trainer: Trainer, parameters: dict) -> float:
     return trainer.evaluate()["eval_loss"]
 
 
-@pytest.mark.parametrize("config", [{}, {"strategy": "trady", "num_layers": 2}, {"memory_budget": "1MiB"}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"strategy": "trady", "num_layers": 2}, {"memory_budget": "64MiB"}], ids=str)
 def test_every_trial_trains_a_fresh_model_and_the_best_can_be_had_again(config, tmp_path):
     models = Models(conv_net, **config)
     args = arguments(tmp_path, eval_strategy="epoch", label_smoothing_factor=0.1)
