@@ -1,5 +1,6 @@
 """The arithmetic of a 2-D convolution: its output, its input's gradient and the active slice of its weight's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 
 GROUPS_AT_ONCE = 128
-"""On the CPU. With AVX-512, oneDNN holds the weight's gradient of a group of one channel in a block of 16 x 16."""
+"""On the CPU. With AVX-512, oneDNN holds the weight's gradient of a group of one channel as one of 16 x 16."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,16 @@ class Convolution:
             return _grad_weight_pointwise(grad_output, x_active, self.stride)[..., None, None]
         if self.groups == 1:
             return self._grad_weight(grad_output, x_active, (outputs, len(index), *kernel), 1).transpose(0, 1)
-        if grad_output.device.type != "cpu" or torch.compiler.is_compiling() or len(index) <= GROUPS_AT_ONCE:
-            return self._grad_of_groups(grad_output, x_active, weight_shape, index)
-        parts = zip(x_active.split(GROUPS_AT_ONCE, 1), index.split(GROUPS_AT_ONCE), strict=True)
-        return torch.cat([self._grad_of_groups(grad_output, x, weight_shape, some) for x, some in parts])
+        per_group, fed = outputs // self.groups, self.outputs_of(index, weight_shape)
 
-    def _grad_of_groups(
-        self, grad_output: Tensor, x_active: Tensor, weight_shape: torch.Size, index: Tensor
-    ) -> Tensor:
-        """Each active channel becomes a group of its own, beside the output channels of the group that it belonged
-        to."""
-        outputs, _, *kernel = weight_shape
-        grad_output = take_channels(grad_output, self.outputs_of(index, weight_shape).flatten())
-        per_group = outputs // self.groups
-        grad = self._grad_weight(grad_output, x_active, (len(index) * per_group, 1, *kernel), len(index))
-        return grad.view(len(index), per_group, *kernel)
+        def grad(at: slice) -> Tensor:
+            """Each active channel becomes a group of its own, beside the output channels that it feeds."""
+            count = len(index[at])
+            grad_fed = take_channels(grad_output, fed[at].flatten())
+            shape = count * per_group, 1, *kernel
+            return self._grad_weight(grad_fed, x_active[:, at], shape, count).view(count, per_group, *kernel)
+
+        return _in_parts(grad, len(index), grad_output.device)
 
     def grad_outputs(self, grad_output: Tensor, x: Tensor, weight_shape: torch.Size, index: Tensor) -> Tensor:
         """Gradient of the weight of the output channels `index`, int64 `[n]`: `[n, C / groups, kH, kW]`."""
@@ -88,10 +84,19 @@ class Convolution:
         grad_output = take_channels(grad_output, index)
         if self._is_pointwise(weight_shape):
             return _grad_weight_pointwise(grad_output, x, self.stride).t()[..., None, None]
-        if self.groups > 1:  # each active channel becomes a group of its own, with the inputs that it sees
-            first = index // (outputs // self.groups) * inputs
-            x = take_channels(x, (first.unsqueeze(1) + torch.arange(inputs, device=index.device)).flatten())
-        return self._grad_weight(grad_output, x, (len(index), inputs, *kernel), 1 if self.groups == 1 else len(index))
+        if self.groups == 1:
+            return self._grad_weight(grad_output, x, (len(index), inputs, *kernel), 1)
+        first = index // (outputs // self.groups) * inputs
+        seen = first.unsqueeze(1) + torch.arange(inputs, device=index.device)
+
+        def grad(at: slice) -> Tensor:
+            """Each active channel becomes a group of its own, with the inputs that it sees."""
+            count = len(index[at])
+            return self._grad_weight(
+                grad_output[:, at], take_channels(x, seen[at].flatten()), (count, inputs, *kernel), count
+            )
+
+        return _in_parts(grad, len(index), grad_output.device)
 
     def outputs_of(self, index: Tensor, weight_shape: torch.Size) -> Tensor:
         """For each input channel of `index`, the output channels that it feeds: int64 `[n, C' / groups]`."""
@@ -154,6 +159,13 @@ class Convolution:
         rows = slice(max(bottom - top, 0), height - max(top - bottom, 0), self.dilation[0])
         columns = slice(max(right - left, 0), width - max(left - right, 0), self.dilation[1])
         return wide[..., rows, columns]
+
+
+def _in_parts(grad: Callable[[slice], Tensor], count: int, device: torch.device) -> Tensor:
+    """`grad`, `[count, ...]`, put together from parts of `GROUPS_AT_ONCE` where that saves memory."""
+    if device.type != "cpu" or torch.compiler.is_compiling() or count <= GROUPS_AT_ONCE:
+        return grad(slice(None))
+    return torch.cat([grad(slice(start, start + GROUPS_AT_ONCE)) for start in range(0, count, GROUPS_AT_ONCE)])
 
 
 def take_channels(x: Tensor, index: Tensor) -> Tensor:

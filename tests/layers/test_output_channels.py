@@ -31,6 +31,16 @@ def rows(layer, gradient):
 @given(index=active_channels(6), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_the_gradient_is_that_of_the_rows(kind, index, seed):
+    check(kind, index, seed)
+
+
+@pytest.mark.parametrize("kind", ["grouped", "depthwise"])
+def test_more_rows_than_are_taken_at_once(kind, monkeypatch):
+    monkeypatch.setattr("hf_trady.layers.convolution.GROUPS_AT_ONCE", 2)
+    check(kind, [0, 1, 3, 4, 5], 1)
+
+
+def check(kind, index, seed):
     make, shape = LAYERS[kind]
     full = fill(make().double(), seed)
     x = random_like(torch.empty(shape, dtype=torch.float64), seed)
