@@ -3,11 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+
+Parsed = TypeVar("Parsed")
 
 MOST_JSON_BYTES = 256 * 2**20
 """No JSON file of this library comes near this; parsing one takes ten times its size."""
@@ -49,13 +51,18 @@ def atomic_files(directory: str | os.PathLike) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="_", suffix=".tmp", dir=directory) as temporary:
         yield Path(temporary)
         written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
-        for path in written:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        bring_to_disk(written)
         for path in written:
             place = directory / path.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
+
+
+def bring_to_disk(paths: Iterable[Path]) -> None:
+    """Wait until a power cut would leave the files `paths`."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -78,3 +85,26 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_optional(
+    path: str | os.PathLike, parse: Callable[[Any], Parsed], what: str, remedy: str = ""
+) -> Parsed | None:
+    """What `parse` makes of the JSON file `path`; None if there is none.
+
+    Args:
+        path: The file.
+        parse: Takes what `json.loads` gives.
+        what: What the file is to be, such as "a plan".
+        remedy: What to do if it isn't.
+
+    Raises:
+        ValueError: If the file is none of `what`.
+    """
+    if not Path(path).is_file():
+        return None
+    try:
+        return parse(read_json(path))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        reason = f"({type(error).__name__}: {error})" + (f"; {remedy}" if remedy else "")
+        raise ValueError(f"'{path}' is not {what} {reason}") from None

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from .config import TraDyConfig
-from .files import read_json, write_text
+from .files import read_optional, write_text
 from .model import TraDyModel
 from .selection import CostTable
 from .version import __version__
@@ -154,13 +154,7 @@ class DrawHistory:
         Raises:
             ValueError: If the file is not such a history.
         """
-        file = Path(path) / HISTORY_NAME
-        if not file.is_file():
-            return None
-        try:
-            return cls.from_dict(read_json(file))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"'{file}' is not a history of draws ({type(error).__name__}: {error})") from None
+        return read_optional(Path(path) / HISTORY_NAME, cls.from_dict, "a history of draws")
 
 
 def _now() -> str:

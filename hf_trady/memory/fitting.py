@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ..files import read_json, write_text
+from ..files import read_optional, write_text
 
 
 FITTED_NAME = "trady_plan.json"
@@ -77,24 +77,20 @@ class FittedBudget:
             ValueError: If the file is not such a plan.
         """
         file = Path(path) / FITTED_NAME
-        if not file.is_file():
-            return None
-        try:
-            values = read_json(file)
-            fitted = cls(
-                units=int(values["units"]),
-                left_out=tuple(str(name) for name in values["left_out"]),
-                predicted_peak=int(values["predicted_peak"]),
-                floor=int(values["floor"]),
-                shrunk=tuple((int(start), int(units)) for start, units in values["shrunk"]),
-            )
-            if min([fitted.units, *(units for _, units in fitted.shrunk)]) < 1:
-                raise ValueError("a draw of no units")
-            return fitted
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"'{file}' is not a fitted budget ({type(error).__name__}: {error}); delete it to fit anew"
-            ) from None
+        return read_optional(file, cls._from_dict, "a fitted budget", "delete it to fit anew")
+
+    @classmethod
+    def _from_dict(cls, values: dict) -> "FittedBudget":
+        fitted = cls(
+            units=int(values["units"]),
+            left_out=tuple(str(name) for name in values["left_out"]),
+            predicted_peak=int(values["predicted_peak"]),
+            floor=int(values["floor"]),
+            shrunk=tuple((int(start), int(units)) for start, units in values["shrunk"]),
+        )
+        if min([fitted.units, *(units for _, units in fitted.shrunk)]) < 1:
+            raise ValueError("a draw of no units")
+        return fitted
 
 
 class Trials(Protocol):

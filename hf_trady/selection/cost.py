@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import read_json, write_text
+from ..files import read_optional, write_text
 from ..layers import sparse_type
 from ..markup import html_table
 
@@ -223,18 +223,17 @@ class CostTable:
         Raises:
             ValueError: If the file is not such a table.
         """
-        file = Path(path) / COSTS_NAME
-        if not file.is_file():
-            return None
-        try:
-            table = cls.from_dict(read_json(file))
-            for row in table:
-                row.check()
-            if len({row.name for row in table}) != len(table) or not len(table):
-                raise ValueError("it has no layer, or one twice")
-            return table
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"'{file}' is not a table of costs ({type(error).__name__}: {error})") from None
+        return read_optional(Path(path) / COSTS_NAME, cls._checked, "a table of costs")
+
+    @classmethod
+    def _checked(cls, values: dict) -> "CostTable":
+        """The table of a file, which may be a stranger's."""
+        table = cls.from_dict(values)
+        for row in table:
+            row.check()
+        if len({row.name for row in table}) != len(table) or not len(table):
+            raise ValueError("it has no layer, or one twice")
+        return table
 
     def check(self, layers: Mapping[str, nn.Module], by_output: bool = False) -> None:
         """Refuse costs of another architecture.

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, sort
 from transformers.utils import logging
 
 from ..config import CONFIG_NAME, TraDyConfig
-from ..files import read_json, write_text
+from ..files import bring_to_disk, read_json, write_text
 from ..history import HISTORY_NAME
 from ..memory import parse_budget
 
@@ -69,7 +69,7 @@ class CheckpointingTrainer(Trainer):
                 self._add_to_checkpoint(staged)
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))  # with the path of the best one put right
                 if self.args.save_total_limit or final.exists():
-                    bring_to_disk(staged)  # before anything is deleted for it
+                    bring_to_disk(_files(staged))  # before anything is deleted for it
                 seal(staged)
                 _replace_directory(staged, final)
         except (OSError, SafetensorError, RuntimeError, CheckpointException) as raised:
@@ -142,13 +142,6 @@ def refuse_unwritable(args: TrainingArguments) -> None:
         raise OSError(
             f"can't write into output_dir='{args.output_dir}' ({error.strerror}); give another, or save_strategy='no'"
         ) from error
-
-
-def bring_to_disk(directory: Path) -> None:
-    """Wait until a power cut would leave all files of `directory`."""
-    for path in _files(directory):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def seal(directory: Path) -> None:
