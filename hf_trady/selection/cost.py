@@ -257,6 +257,9 @@ class CostTable:
                     f"the costs are of another architecture: '{row.name}' has {given[0]} channels of {given[1]} "
                     f"weights there and {own[0]} of {own[1]} here"
                 )
+            if row.activation_per_channel if by_output else row.whole_activation:
+                here, there = ("output", "input") if by_output else ("input", "output")
+                raise ValueError(f"the costs are of {there} channels; here, {here} channels of '{row.name}' train")
 
     def _repr_html_(self) -> str:
         rows = [

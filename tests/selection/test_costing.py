@@ -338,3 +338,12 @@ def test_costs_come_back_from_disk_and_fit_no_other_architecture(table, mobilene
         read.check(layers | {"conv_stem": nn.Conv2d(4, 16, 3)})
     with pytest.raises(ValueError, match="this one has no layer 'conv_head'"):
         read.check({name: layer for name, layer in layers.items() if name != "conv_head"})
+
+
+def test_costs_of_output_channels_fit_no_input_channels_nor_the_other_way():
+    layers = {"square": nn.Linear(6, 6)}
+    table = CostTable((LayerCost("square", 6, 6, 1, 6),))
+    with pytest.raises(ValueError, match="costs are of output channels; here, input channels of 'square' train"):
+        table.by_output(layers).check(layers)
+    with pytest.raises(ValueError, match="costs are of input channels; here, output channels of 'square' train"):
+        table.check(layers, by_output=True)
