@@ -24,7 +24,7 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         num_steps: Batches.
     """
     training, held_out = model.training, model.measures_held_out
-    with kept_random_states(), own_loaders(trainer):
+    with aside(trainer):
         set_seed(trainer.args.seed + (0 if held_out else model.epoch))
         model.train()
         loader = trainer.get_train_dataloader
@@ -47,17 +47,23 @@ def measure(trainer: Trainer, model: TraDyModel, num_steps: int = 10) -> None:
         model.set_fitted(fitted)
 
 
-def warm_up(trainer: Trainer, model: TraDyModel) -> bool:
+def warm_up(trainer: Trainer, model: TraDyModel, batch: Mapping | None = None) -> bool:
     """Do a step that changes nothing, so that what libraries load and compile for one is there before memory is
     measured: tens of MiB that stay, and as many while a kernel is compiled.
+
+    Args:
+        trainer: Gives the loss.
+        model: What it trains, unwrapped.
+        batch: Of the training data, if one has been read.
 
     Returns:
         Whether every Parameter that trains got a gradient.
     """
     training = model.training
-    with kept_random_states(), own_loaders(trainer):
+    with aside(trainer):
         model.train()
-        batch = next(iter(trainer.get_train_dataloader()))
+        if batch is None:
+            batch = next(iter(trainer.get_train_dataloader()))
         with model.one_channel_active():
             _compute_loss(trainer, model, batch).backward()
             all_used = all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -88,25 +94,18 @@ def agree(value):
 
 
 @contextmanager
-def own_loaders(trainer: Trainer):
-    """Forget the data loaders that the block makes or begins to read. Accelerate would keep each, with its workers,
-    and take the last one for that of the training."""
-    accelerator, state = trainer.accelerator, trainer.accelerator.gradient_state
-    loaders, read = list(accelerator._dataloaders), state.dataloader_references
-    try:
-        yield
-    finally:
-        accelerator._dataloaders, state.dataloader_references = loaders, read
-
-
-@contextmanager
-def kept_random_states():
-    """Undo what the block does to the random states of Python, numpy and torch."""
+def aside(trainer: Trainer):
+    """Undo what the block, which is no part of the training, does to the random states of Python, numpy and torch, and
+    forget the data loaders that it makes or begins to read. Accelerate would keep each, with its workers, and take the
+    last one for that of the training."""
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    accelerator, gradient = trainer.accelerator, trainer.accelerator.gradient_state
+    loaders, read = list(accelerator._dataloaders), gradient.dataloader_references
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
+        accelerator._dataloaders, gradient.dataloader_references = loaders, read
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -20,7 +20,7 @@ from .checkpoints import flaw, last_whole_checkpoint, refuse_other_draws, refuse
 from .distributed import fsdp_plugin, shard_on_cpu, spare_communication
 from .faults import in_one_line
 from .interruption import InterruptionCallback
-from .measuring import agree, kept_random_states, measure, prepare_inputs, warm_up
+from .measuring import agree, aside, measure, prepare_inputs, warm_up
 from .saving import SavingTrainer
 
 
@@ -139,21 +139,26 @@ class TraDyTrainer(SavingTrainer):
             refuse_other_draws(model.trady_config, checkpoint)
         fitted = model.load_known(checkpoint) if checkpoint is not None else None
         fits = model.byte_budget is not None and fitted is None and self.optimizer is None
+        batch = None
         if not is_calibrated or fits:
-            self._calibrate(model, fits)
+            batch = self._calibrate(model, fits)
         elif (costs := agree(model.costs)) != model.costs:  # of example inputs, of which each process had its own
             model.set_costs(costs)
         # On the CPU for the memory that is measured, of several processes for what DDP must look for.
         searches = self.accelerator.num_processes > 1 and self.args.ddp_find_unused_parameters is None
         wanted = (self.args.device.type == "cpu" or searches) and not self.is_fsdp_enabled
-        all_used = warm_up(self, model) if wanted or model.byte_budget is not None else False
+        all_used = warm_up(self, model, batch) if wanted or model.byte_budget is not None else False
         if model.needs_measuring:
             self._measure_first(model)
         spare_communication(self.accelerator, self.args, model, all_used)
 
-    def _calibrate(self, model: TraDyModel, fits: bool) -> None:
-        """Learn the costs from a batch, unless a checkpoint told them; `fits`: also what a budget in bytes buys."""
-        with kept_random_states():
+    def _calibrate(self, model: TraDyModel, fits: bool) -> Mapping:
+        """Learn the costs from a batch, unless a checkpoint told them; `fits`: also what a budget in bytes buys.
+
+        Returns:
+            The batch.
+        """
+        with aside(self):
             if self.args.gradient_checkpointing and not self.is_in_train:  # in training, the Trainer has done so
                 model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
             dataloader = self.get_train_dataloader()
@@ -165,6 +170,7 @@ class TraDyTrainer(SavingTrainer):
         fitted = agree(model.fitted)
         if fitted != model.fitted:
             model.set_fitted(fitted)
+        return batch
 
     def _measure_first(self, model: TraDyModel) -> None:
         """Measure what the strategy goes by; tell what that takes where the budget is in bytes."""
