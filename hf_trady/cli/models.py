@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..config import TraDyConfig
-from ..hub.base_models import pinned_name
+from ..hub.base_models import pinned_name, timm_network
 from ..targets import find_heads
 from .data import Data
 
@@ -123,15 +123,14 @@ def _image_model(args: ModelArguments, revision: str | None, names: dict) -> Pre
             args.model_name_or_path, config=base_config, ignore_mismatched_sizes=True, **hub
         )
         return model.to(memory_format=torch.channels_last)
-    if revision is not None:
-        raise ValueError(
-            f"revision='{revision}' is not allowed with a timm architecture; name its weights by their tag, such as "
-            f"'{pinned_name(args.model_name_or_path)}'"
+    num_classes = len(names["id2label"])
+    if args.checkpoint_path is None:
+        network = timm_network(args.model_name_or_path, _hub(args, revision), num_classes=num_classes)
+    else:
+        own = {"file": args.checkpoint_path, "custom_load": False}
+        network = timm.create_model(
+            args.model_name_or_path, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=own
         )
-    overlay = {"file": args.checkpoint_path, "custom_load": False} if args.checkpoint_path else None
-    network = timm.create_model(
-        args.model_name_or_path, pretrained=True, num_classes=len(names["id2label"]), pretrained_cfg_overlay=overlay
-    )
     wrapper_config = TimmWrapperConfig(
         architecture=args.model_name_or_path, pretrained_cfg=resolve_data_config({}, model=network), **names
     )

@@ -125,7 +125,7 @@ def _transformers_model(
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
     if timm.is_model(name):
         model = TimmWrapperForImageClassification(config)
-        network = _timm_network(name, kwargs, num_classes=config.num_labels)
+        network = timm_network(name, kwargs, num_classes=config.num_labels)
         model.timm_model.load_state_dict(network.state_dict())
         return model
     if task not in AUTO_CLASSES:
@@ -152,11 +152,20 @@ def _timm_model(name: str, tensors: Mapping[str, Tensor], hub: Mapping[str, Any]
         raise ValueError("timm knows no such weights, and there is no config.json of a transformers model")
     heads = (known.classifier,) if isinstance(known.classifier, str) else known.classifier or ()
     weight = next((tensors[f"{head}.weight"] for head in heads if f"{head}.weight" in tensors), None)
-    return _timm_network(name, hub, **({} if weight is None else {"num_classes": len(weight)}))
+    return timm_network(name, hub, **({} if weight is None else {"num_classes": len(weight)}))
 
 
-def _timm_network(name: str, hub: Mapping[str, Any], **kwargs: Any) -> nn.Module:
-    """timm's model with the weights `name`. They are downloaded here: timm takes no token and always asks the Hub."""
+def timm_network(name: str, hub: Mapping[str, Any], **kwargs: Any) -> nn.Module:
+    """timm's model with the weights `name`. They are downloaded here: timm takes no token and always asks the Hub.
+
+    Args:
+        name: An architecture, with a tag or without.
+        hub: `revision`, `token`, `cache_dir` and `local_files_only`, as huggingface_hub takes them.
+        **kwargs: For `timm.create_model`.
+
+    Raises:
+        OSError: If they can't be downloaded.
+    """
     hub = {key: value for key, value in hub.items() if key != "trust_remote_code"}
     repository, overlay = timm_repository(name), None
     if repository is not None:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import (
     BertForSequenceClassification,
     TimmWrapperForImageClassification,
@@ -20,6 +20,7 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_trady import TraDyConfig, TraDyModel
 from hf_trady.cli.data import DataArguments, load_data
@@ -181,6 +182,22 @@ def test_revision_and_token_reach_the_image_processor_and_the_data(image_run, tm
     arguments += ["--token", TOKEN, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
     assert main(["train", *image_run, *arguments]) == 0
     assert asked == {"token": TOKEN}
+
+
+def test_revision_and_token_reach_the_weights_of_timm_and_those_that_a_run_is_loaded_with(
+    image_run,
+    tmp_path,
+    hub,  # noqa: F811
+    monkeypatch,
+):
+    at = image_run.index("--checkpoint_path")
+    arguments = [*image_run[:at], *image_run[at + 2 :], "--revision", "old", "--token", TOKEN, "--max_steps", "1"]
+    weights = torch.load(image_run[at + 1])
+    hub.repositories["timm/test_efficientnet.r160_in1k"] = Repository(private=True)
+    hub.repositories["timm/test_efficientnet.r160_in1k"].commit("old", {SAFE_WEIGHTS_NAME: save(weights)}, "upload")
+    assert main(["train", *arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    loaded = TraDyModel.from_pretrained(tmp_path / "run", token=TOKEN)
+    assert torch.equal(loaded.state_dict()["timm_model.bn1.running_mean"], weights["bn1.running_mean"])
 
 
 def test_help_and_version():
