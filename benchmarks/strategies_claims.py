@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import dataclass
 
 import numpy as np
 from strategies import BUDGETS, NETWORKS, RESULTS
@@ -110,7 +111,7 @@ def strategies_against_others(results: dict[Run, dict], by_network: dict[str, Re
         "",
         f"| network | task | against | its peak, MiB | {' | '.join(SHOWN)} |",
         "| --- | --- | --- | ---: |" + " ---: |" * len(SHOWN),
-        *(line for name, known in by_network.items() for line in _at_equal_memory(name, known)),
+        *_equal_memory_rows([found for name, known in by_network.items() for found in _at_equal_memory(name, known)]),
     ]
     return "\n".join(lines)
 
@@ -126,24 +127,57 @@ def _against_others(shown: str, results: dict[Run, dict]) -> list[str]:
     return lines
 
 
-def _at_equal_memory(name: str, results: Results) -> list[str]:
+@dataclass(frozen=True)
+class EqualMemory:
+    """A task on which each method of `SHOWN` is set against another that takes as much memory or more.
+
+    Attributes:
+        other: What it is set against, with its budget.
+        peak: Bytes that this took.
+        points: By method, how many points of accuracy it is ahead, and the bytes that it took; without those of which
+            every budget takes more.
+    """
+
+    network: str
+    task: str
+    other: str
+    peak: float
+    points: dict[str, tuple[float, float]]
+
+
+def _at_equal_memory(name: str, results: Results) -> list[EqualMemory]:
     rows = [row for row in summary(results) if row["peak_bytes"] is not None]
-    lines = []
+    found = []
     for task in NETWORKS[name].tasks:
         for other in [row for row in rows if row["method"] in ("lora", "paca") and task in row["by_task"]]:
-            called = other["method"] + (f" {other['budget']:g}" if other["budget"] else "")
-            cells = [TITLES[name], task, called, f"{other['peak_bytes'] / MIB:,.0f}"]
+            points = {}
             for shown in SHOWN:
                 known = [row for row in rows if row["method"] == shown and task in row["by_task"]]
                 fitting = [row for row in known if row["peak_bytes"] <= TOLERANCE * other["peak_bytes"]]
-                if not fitting:
-                    cells.append("takes more at every budget")
-                    continue
-                best = max(fitting, key=lambda row, shown=shown: _validated(results, shown, row["budget"]))
-                points = 100 * (best["by_task"][task][0] - other["by_task"][task][0])
-                cells.append(f"{points:+.2f} ({best['peak_bytes'] / MIB:,.0f})")
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+                if fitting:
+                    best = max(fitting, key=lambda row, shown=shown: _validated(results, shown, row["budget"]))
+                    ahead = 100 * (best["by_task"][task][0] - other["by_task"][task][0])
+                    points[shown] = ahead, best["peak_bytes"]
+            called = other["method"] + (f" {other['budget']:g}" if other["budget"] else "")
+            found.append(EqualMemory(TITLES[name], task, called, other["peak_bytes"], points))
+    return found
+
+
+def _equal_memory_rows(found: list[EqualMemory]) -> list[str]:
+    rows = []
+    for one in found:
+        cells = [one.network, one.task, one.other, f"{one.peak / MIB:,.0f}"]
+        for shown in SHOWN:
+            points, peak = one.points.get(shown, (None, None))
+            cells.append("takes more at every budget" if points is None else f"{points:+.2f} ({peak / MIB:,.0f})")
+        rows.append(cells)
+    for other in sorted({one.other for one in found}):
+        cells = ["mean", "", other, ""]
+        for shown in SHOWN:
+            points = [one.points[shown][0] for one in found if one.other == other and shown in one.points]
+            cells.append(f"{np.mean(points):+.2f} (of {len(points)})" if points else "-")
+        rows.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def _validated(results: Results, method: str, budget: float) -> float:
