@@ -11,6 +11,7 @@ from .conversion import Conversion
 from .layers import ActiveChannels, read_channels, weight_dtype
 from .measured import MeasuredMixin
 from .memory import FittedBudget, StepSetup, fit_bytes
+from .proxy import uncompiled
 from .sampler import ChannelSampler
 from .selection import ChannelScores, CostTable, LayerRanking, cost_table
 from .trial import DrawTrials
@@ -77,7 +78,8 @@ class CalibratedMixin(MeasuredMixin):
         Args:
             example_inputs: A tensor, tuple or dict of inputs.
         """
-        return self._cost_table(self.base_model, example_inputs)
+        with uncompiled(self):
+            return self._cost_table(self.base_model, example_inputs)
 
     def calibrate(
         self,
@@ -100,7 +102,8 @@ class CalibratedMixin(MeasuredMixin):
                 the smallest that works.
         """
         self._set_costs(costs or self.learn_costs(example_inputs))
-        self._conversion.join(example_inputs)
+        with uncompiled(self):
+            self._conversion.join(example_inputs)
         self._batch = (example_inputs, setup) if self.byte_budget is not None else None
         self._parts = None
         if fit:

@@ -12,6 +12,7 @@ from .layers import ActiveChannels, keeps_beside
 from .memory import FittedBudget
 from .passes import nothing_moves
 from .projection import project_gradients
+from .proxy import uncompiled
 from .sampler import ChannelSampler
 from .selection import CostTable, GradientRecord, RandomStrategy, draw, measure_gradients
 from .streaming import stream_gradients
@@ -97,10 +98,11 @@ class MeasuredMixin:
             how = "projected" if inside or quantized else "at_once"
         if how not in MEASURES:
             raise ValueError(f"how={how!r} is not allowed; it must be one of {', '.join(map(repr, MEASURES))}")
-        if how == "at_once":
-            record = measure_gradients(self.base_model, dataloader, costs=self.costs, **kwargs)
-        else:
-            record = self._measure_inside(dataloader, how, kwargs)
+        with uncompiled(self):
+            if how == "at_once":
+                record = measure_gradients(self.base_model, dataloader, costs=self.costs, **kwargs)
+            else:
+                record = self._measure_inside(dataloader, how, kwargs)
         known = {}
         if sampler.strategy.importance is not None and sampler.layer_ranking is None:
             known["layer_ranking"] = record.ranking(num_steps=record.num_steps, model=type(self.base_model).__name__)
@@ -119,7 +121,7 @@ class MeasuredMixin:
         pool = (self._part_size()[1] if self.needs_measuring else self.pool).subset(self._targets)
         first = next(iter(pool))
         active = self._make_active(pool.subset([first.name]), first.space + self._sampler.bias_units)
-        with self._instead(active), nothing_moves(self, active):
+        with uncompiled(self), self._instead(active), nothing_moves(self, active):
             active.assign({first.name: torch.tensor([0])})
             yield
 
@@ -147,7 +149,9 @@ class MeasuredMixin:
         if self._velocities is None:
             self._velocities = NeuronVelocities({row.name: self._layers[row.name][0] for row in self.costs})
         num_steps, compute_loss = kwargs.get("num_steps", 1), kwargs.get("compute_loss")
-        self._update(scores=self._velocities.update(self, dataloader, num_steps, compute_loss))
+        with uncompiled(self):
+            scores = self._velocities.update(self, dataloader, num_steps, compute_loss)
+        self._update(scores=scores)
         if self.fitted is None:
             self._fit_when_possible()
 

@@ -95,7 +95,6 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         self._sampler.check()
         self.active: ActiveChannels | None = None
         self.epoch = 0
-        self._is_compiled = False
         self.touched: dict[str, Tensor] = {}  # layer name -> bool [C]: channels that training may have changed
 
         self.base_model = base_model
@@ -193,10 +192,8 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
     def compile(self, *args, **kwargs) -> None:
         """Compile the calls of the base model, by the arguments of `torch.compile`.
 
-        How many channels of a layer train may change without compiling anew, but for none and one: these are other
-        code than several.
+        A redraw compiles nothing anew. A step then holds a copy of the active channels' weights.
         """
-        self._is_compiled = True
         hooks = (self._before_forward, self._after_forward)
         for hook in self._hooks:
             hook.remove()
@@ -279,9 +276,8 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.before_forward()
         if self.active is not None:
             # Under FSDP a call has written back before; `generate` gets here without one.
-            self.active.attach(write_back=not (is_fully_sharded(self) and torch.is_grad_enabled()))
-            if self._is_compiled:
-                self.active.mark_dynamic()
+            write_back = not (is_fully_sharded(self) and torch.is_grad_enabled())
+            self.active.attach(write_back, to_compile=self.is_compiled)
 
     def _after_forward(self, module: nn.Module, args, output) -> None:
         self._conversion.after_forward()

@@ -2,6 +2,8 @@
 
 import inspect
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 
 from torch import nn
@@ -46,6 +48,18 @@ def _any_forward(self, *args, labels=None, **kwargs):
     return self.base_model(*args, labels=labels, **kwargs)
 
 
+@contextmanager
+def uncompiled(model: "ModuleProxy") -> Iterator[None]:
+    """Call the base model as it is in the block, whatever it was compiled to: with layers in another state, say, or on
+    fake tensors."""
+    base_model = model.base_model
+    compiled, base_model._compiled_call_impl = base_model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        base_model._compiled_call_impl = compiled
+
+
 class ModuleProxy(nn.Module):
     """Hands calls on to its `base_model`; attributes that the class lacks are those of the base model."""
 
@@ -60,6 +74,11 @@ class ModuleProxy(nn.Module):
     def compile(self, *args, **kwargs) -> None:
         """Compile the calls of the base model."""
         self.base_model.compile(*args, **kwargs)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls of the base model are compiled."""
+        return self.base_model._compiled_call_impl is not None
 
     def _replicate_for_data_parallel(self):
         # A replica's layers are other ones than those that are handed their channels before a forward.

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.decorators import mark_unbacked
 
 from .base import SparseLayer
 from .channels import channel_shape, num_channels, read_channels, weight_dtype, write_channels
@@ -69,7 +70,9 @@ class ActiveChannels(nn.Module):
             carry: Keep its state of channels that stay active, instead of starting them from nothing.
         """
         self.write_back()
-        before, self.selection = self.selection, {name: index for name, index in selection.items() if len(index)}
+        # Each layer's index is a tensor of its own: to dynamo, whether two are one makes other code.
+        drawn = {name: index.clone() for name, index in selection.items() if len(index)}
+        before, self.selection = self.selection, drawn
         for name, modules in self.layers.items():
             for module in modules:
                 module.active_index, module.active_view = self.selection.get(name), None
@@ -107,12 +110,17 @@ class ActiveChannels(nn.Module):
             for name, part in self._split(names, whole(parameter), self.selection):
                 write_channels(self.layers[name][0], self.selection[name], part)
 
-    def attach(self, write_back: bool = True) -> None:
+    def attach(self, write_back: bool = True, to_compile: bool = False) -> None:
         """Prepare a forward: write the values back, unless told not to, and, if gradients are on, hand each layer its
         view.
 
         Without gradients the layers keep the views of the last training forward: with gradient checkpointing its
         backward may still be to come, and runs the layers again.
+
+        Args:
+            write_back: Write the values back.
+            to_compile: Hand over what torch.compile sees alike for any number of channels, none and one included: a
+                layer without active channels gets a view of none of them.
         """
         if write_back:
             self.write_back()
@@ -120,18 +128,18 @@ class ActiveChannels(nn.Module):
             return
         if self._marks and not self._marked:
             self._mark_touched()
+        none = torch.empty(0, dtype=torch.int64)
         for names, parameter in zip(self.groups, self.flat, strict=True):
-            for name, part in self._split(names, parameter, self.selection):
+            selection = {name: self.selection.get(name, none) for name in names} if to_compile else self.selection
+            for name, part in self._split(names, parameter, selection):
+                if to_compile:
+                    part = part.clone()  # dynamo guards the place of a view in its storage
                 for module in self.layers[name]:
-                    module.active_index = module.active_index.to(part.device)
-                    module.active_view = part
-
-    def mark_dynamic(self) -> None:
-        """Tell torch.compile, which must have been called, that the number of active channels changes."""
-        for module in (module for modules in self.layers.values() for module in modules):
-            for tensor in (module.active_index, module.active_view):
-                if tensor is not None:
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                    index = none.clone() if module.active_index is None else module.active_index
+                    module.active_index, module.active_view = index.to(part.device), part
+                    if to_compile:
+                        mark_unbacked(module.active_index, 0)
+                        mark_unbacked(module.active_view, 0)
 
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:

@@ -108,13 +108,21 @@ class SparseLayer(StandIn):
         dtype = torch.get_autocast_dtype(tensors[0].device.type)
         return tuple(tensor if _keeps_dtype(tensor) else tensor.to(dtype) for tensor in tensors)
 
+    def _trained(self) -> Tensor | None:
+        """`active_view`; a compiler is told that it is as long as `active_index`."""
+        if self.active_view is not None and torch.compiler.is_compiling():
+            torch._check(len(self.active_view) == len(self.active_index))
+        return self.active_view
+
     def _keep(self, x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         """The active channels of `x`, which lie along `dim`, as `dtype`: all of it that backward needs.
 
         Give it the `x` that the layer was called with: what autocast makes of it is another tensor in every layer.
         """
-        take = take_slice if self.shared_slice is None else self.shared_slice.take
-        return take(x, self.active_index, dim, dtype)
+        # Which layers share changes from draw to draw, and would be compiled anew.
+        if torch.compiler.is_compiling() or self.shared_slice is None:
+            return take_slice(x, self.active_index, dim, dtype)
+        return self.shared_slice.take(x, self.active_index, dim, dtype)
 
 
 def _keeps_dtype(tensor: Tensor | None) -> bool:

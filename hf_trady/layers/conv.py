@@ -40,7 +40,7 @@ class _ConvFunction(torch.autograd.Function):
             ctx.output_format = memory_format(output)
             x_active = None
             if active is not None:
-                x_active = conv.used(x if by_output else take_channels(x, index), weight.shape)
+                x_active = conv.used(x if by_output else take_channels(x, index), weight.shape, memory_format(x))
             ctx.by_output = by_output
             ctx.save_for_backward(x_active, weight, index, scale, bits)
         return output
@@ -71,8 +71,8 @@ class _ConvFunction(torch.autograd.Function):
             if needs_bias or needs_shift:
                 grad_sum = _added(grad_sum, grad.sum((0, 2, 3)))
             if needs_active:
-                slice_of = conv.grad_outputs if ctx.by_output else conv.grad_slice
-                grad_active = _added(grad_active, slice_of(grad, x_active[part], weight.shape, index))
+                grad_part = conv.grad_active(grad, x_active[part], weight.shape, index, ctx.by_output)
+                grad_active = _added(grad_active, grad_part)
             del grad
         grad_bias = grad_sum if needs_bias else None
         if scale is not None:
@@ -124,7 +124,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             return super().forward(x)
         is_batched = x.dim() == 4
         x = x if is_batched else x.unsqueeze(0)
-        x, active = self._cast(x, self.active_view)
+        x, active = self._cast(x, self._trained())
         gate = shift = scale = mean = None
         if epilogue is not None:
             gate, shift, (scale, mean) = epilogue.gate, epilogue.shift, epilogue.scale_and_mean()

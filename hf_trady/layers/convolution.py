@@ -1,6 +1,6 @@
 """The arithmetic of a 2-D convolution: its output, its input's gradient and the active slice of its weight's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,18 @@ class Convolution:
             grad_output, weight, None, self.stride, self._padding, missed, self.groups, self._spread
         )
         return grad if out is None else out.copy_(grad)
+
+    def grad_active(
+        self, grad_output: Tensor, x_active: Tensor, weight_shape: torch.Size, index: Tensor, by_output: bool
+    ) -> Tensor:
+        """`grad_outputs` or else `grad_slice`, also of no channel; to a compiler it is one operation."""
+        if torch.compiler.is_compiling():
+            sizes = list(weight_shape), list(self.stride), list(self.pads), list(self.dilation), self.groups
+            return _grad_active(grad_output, x_active, index, *sizes, by_output)
+        if not len(index):
+            return _new_grad_active(grad_output, weight_shape, index, self.groups, by_output)
+        grad = self.grad_outputs if by_output else self.grad_slice
+        return grad(grad_output, x_active, weight_shape, index)
 
     def grad_slice(self, grad_output: Tensor, x_active: Tensor, weight_shape: torch.Size, index: Tensor) -> Tensor:
         """Gradient of the weight's active input channels, `[n, C' / groups, kH, kW]`.
@@ -113,11 +125,12 @@ class Convolution:
         )[1]
         return self._kernel_in(grad) if self._is_uneven else grad
 
-    def used(self, x: Tensor, weight_shape: torch.Size) -> Tensor:
-        """What of x the gradient of the weight reads: of a strided pointwise convolution, some of its pixels."""
+    def used(self, x: Tensor, weight_shape: torch.Size, layout: torch.memory_format) -> Tensor:
+        """What of x the gradient of the weight reads: of a strided pointwise convolution, some of its pixels, laid out
+        as `layout`."""
         if not self._is_pointwise(weight_shape) or self.stride == (1, 1):
             return x
-        return _strided(x, self.stride).clone(memory_format=memory_format(x))  # a single pixel is contiguous as it is
+        return _strided(x, self.stride).clone(memory_format=layout)  # a single pixel is contiguous as it is
 
     def _is_pointwise(self, weight_shape: torch.Size) -> bool:
         """Whether each output pixel is a product of the weight and one pixel of x."""
@@ -163,9 +176,38 @@ class Convolution:
 
 def _in_parts(grad: Callable[[slice], Tensor], count: int, device: torch.device) -> Tensor:
     """`grad`, `[count, ...]`, put together from parts of `GROUPS_AT_ONCE` where that saves memory."""
-    if device.type != "cpu" or torch.compiler.is_compiling() or count <= GROUPS_AT_ONCE:
+    if device.type != "cpu" or count <= GROUPS_AT_ONCE:
         return grad(slice(None))
     return torch.cat([grad(slice(start, start + GROUPS_AT_ONCE)) for start in range(0, count, GROUPS_AT_ONCE)])
+
+
+@torch.library.custom_op("hf_trady::grad_active", mutates_args=())
+def _grad_active(
+    grad_output: Tensor,
+    x_active: Tensor,
+    index: Tensor,
+    weight_shape: list[int],
+    stride: list[int],
+    pads: list[int],
+    dilation: list[int],
+    groups: int,
+    by_output: bool,
+) -> Tensor:
+    """`Convolution.grad_active`, into which a compiler does not look: it is other code for none, one and many."""
+    conv = Convolution(tuple(stride), tuple(pads), tuple(dilation), groups)
+    return conv.grad_active(grad_output, x_active, torch.Size(weight_shape), index, by_output).contiguous()
+
+
+@_grad_active.register_fake
+def _(grad_output, x_active, index, weight_shape, stride, pads, dilation, groups, by_output):
+    return _new_grad_active(grad_output, weight_shape, index, groups, by_output)
+
+
+def _new_grad_active(
+    grad_output: Tensor, weight_shape: Sequence[int], index: Tensor, groups: int, by_output: bool
+) -> Tensor:
+    outputs, inputs, *kernel = weight_shape
+    return grad_output.new_empty(index.shape[0], inputs if by_output else outputs // groups, *kernel)
 
 
 def take_channels(x: Tensor, index: Tensor) -> Tensor:

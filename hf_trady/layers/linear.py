@@ -45,7 +45,7 @@ class _LinearFunction(torch.autograd.Function):
         x_active, weight, outputs, codes = ctx.saved_tensors
         needs_x, _, needs_bias, needs_active = ctx.needs_input_grad[:4]
         flat = grad_output.reshape(-1, grad_output.shape[-1])
-        x_active = x_active.reshape(-1, x_active.shape[-1]) if needs_active else None
+        x_active = x_active.reshape(len(flat), x_active.shape[-1]) if needs_active else None
         grad_x = flat.new_empty(len(flat), ctx.x_shape[-1]) if needs_x else None
         grad_bias = flat.new_zeros(flat.shape[-1]) if needs_bias else None
         grad_active = None
@@ -91,7 +91,7 @@ class SparseFullyConnected(SparseLayer):
 
     def _sparse_forward(self, x: Tensor, epilogue: Epilogue | None) -> Tensor:
         """A forward of which backward keeps only the active channels of `x`."""
-        x_cast, active = self._cast(x, self.active_view)
+        x_cast, active = self._cast(x, self._trained())
         x_active = outputs = None
         if active is not None and self.by_output:
             x_active, outputs = x_cast.detach(), self.active_index

@@ -67,7 +67,8 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scal
         scores.masked_fill_(~mask, float("-inf"))
     elif mask is not None:
         scores += mask
-    return torch._safe_softmax(scores, -1)  # as in torch's own: a row that is masked as a whole weighs nothing
+    # As in torch's own: a row that is masked as a whole weighs nothing. Of `torch._safe_softmax` dynamo knows nothing.
+    return torch.ops.aten._safe_softmax(scores, -1)
 
 
 def _parts(query: Tensor, key: Tensor) -> list[slice]:

@@ -21,7 +21,10 @@ def drawn_bits(numel: int, p: float, device: torch.device) -> Tensor:
     govern them as they do torch's own dropout. The chance is rounded to a multiple of 2 ** -16.
     """
     n = -(-numel // 8)
-    words = torch.empty(2 * n, dtype=torch.int64, device=device).random_(-(2**63), None)
+    if torch.compiler.is_compiling():  # dynamo knows no `random_`; of 2 ** 64 words this leaves out one
+        words = torch.randint(-(2**63), 2**63 - 1, (2 * n,), device=device)
+    else:
+        words = torch.empty(2 * n, dtype=torch.int64, device=device).random_(-(2**63), None)
     return pack(words.view(torch.int16).view(1, 8, n) >= round(p * STEPS) - STEPS // 2)
 
 

@@ -1,16 +1,13 @@
-"""Precisions, clipping, compilation and determinism, with channels that change."""
+"""Precisions, clipping and determinism, with channels that change."""
 
 import pytest
 import torch
-import torch._dynamo
-from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from hf_trady import TraDyModel
 from hf_trady.layers import read_channels
 
 from ..tiny import (
-    bert,
     conv_net,
     copy_of_state,
     different_keys,
@@ -19,7 +16,6 @@ from ..tiny import (
     inputs_of,
     lm_batch,
     loss_of,
-    token_batch,
     wrap,
 )
 from .runs import make_trainer
@@ -122,47 +118,6 @@ def test_gradients_are_clipped_by_the_norm_of_what_trains(tmp_path):
     assert len(logged) == 4 and min(logged) > 0.02
     assert logged == pytest.approx(watch.expected, rel=1e-3)
     assert watch.clipped == pytest.approx([0.01] * 4, rel=1e-3)
-
-
-def test_a_compiled_model_is_not_compiled_anew_for_a_draw_from_layers_that_it_knows():
-    """A budget of which every layer always gets two channels or more: none, one and many are three kinds to dynamo."""
-    ends = []
-    for compiled in (False, True):
-        model = wrap(conv_net(), BATCHES["conv"][1][0], 0.9, optimizer_state="carry").train()
-        optimizer = torch.optim.SGD(trained_parameters(model), lr=0.05)
-        if compiled:
-            torch._dynamo.reset()
-            counters.clear()
-            model.compile(backend="eager")
-        frames, draws = [], []
-        for epoch in range(8):
-            model.resample(epoch, optimizer)
-            draws.append({name: len(index) for name, index in model.active_channels().items()})
-            loss_of(model, BATCHES["conv"][1]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            frames.append(counters["frames"]["total"])
-        if compiled:
-            assert all(len(draw) == 4 and min(draw.values()) > 1 for draw in draws) and draws[1] != draws[2], draws
-            assert frames[0] > 0 and frames[1:] == [frames[1]] * 7, frames
-        ends.append(copy_of_state(model))
-    for key, value in ends[0].items():
-        torch.testing.assert_close(ends[1][key], value)
-
-
-@pytest.mark.parametrize("make, batch", [(conv_net, image_batch()), (bert, token_batch())], ids=["conv", "bert"])
-def test_a_compiled_step_with_lean_forms_is_that_of_eager_code(make, batch):
-    """By what inductor, too, makes of a graph before it writes code: nothing in it is changed in place any more."""
-    ends = []
-    for compiled in (False, True):
-        model = wrap(make(), inputs_of(batch), 0.9, lean_backward="compressed").train()
-        if compiled:
-            torch._dynamo.reset()
-            model.compile(backend="aot_eager")
-        loss_of(model, batch).backward()
-        ends.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    for actual, expected in zip(*ends, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_deterministic_algorithms_are_enough(tmp_path):
