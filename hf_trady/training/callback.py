@@ -17,6 +17,7 @@ from ..memory import MIB, PeakTracker, verdict
 from ..memory.glibc import keep_freed_memory
 from ..model import TraDyModel
 from .checkpoints import last_whole_checkpoint, refuse_other_draws
+from .compiling import take_compilation
 from .distributed import refuse_unsupported
 from .measuring import agree, measure
 
@@ -64,6 +65,8 @@ class TraDyCallback(TrainerCallback):
         self._skipped_in_a_row = 0
         self._skipped_at: float | None = None  # scale of the GradScaler, if any, where the current step is skipped
         self._epoch: int | None = None  # the current epoch, from the first one on that this training begins
+        self._compilation = take_compilation(trainer.accelerator, trainer.args)
+        self._compiles = False  # in the current step
         if isinstance(self._model, TraDyModel):  # of which a Trainer knows no more than that it takes labels
             refuse_unsupported(trainer.accelerator, trainer.args, self._model)
             kind = type(self._model.base_model)
@@ -84,6 +87,9 @@ class TraDyCallback(TrainerCallback):
         self.peaks, self._epoch = {}, None
         self.skipped_steps = max((entry.get("trady/skipped_steps", 0) for entry in state.log_history), default=0)
         self._guard, self._skipped_in_a_row = StepGuard(self._model), 0
+        if self._compilation is not None and not self._model.is_compiled:
+            self._model.compile(**self._compilation)
+        self._stepped, self._compiles = False, self._model.is_compiled
         self._track()
         self._log(self._model.report().logs())
         if state.is_world_process_zero:
@@ -117,6 +123,9 @@ class TraDyCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._end_after_too_many(state)
+        if self._compiles:  # what a compiler takes, and leaves in memory, is no part of a training step
+            self._compiles = False
+            self._track()
         if self._every != "epoch" and state.global_step % self._every == 0:
             self._end_draw(state)
         self._pause_before_evaluation(control)
@@ -276,7 +285,6 @@ class TraDyCallback(TrainerCallback):
         own = [*self._model.active.flat, *(value for state in states for value in state.values())]
         already = sum(tensor.nbytes for tensor in own if isinstance(tensor, torch.Tensor)) + self._model.kept_bytes
         self._tracker = PeakTracker(self.trainer.args.device, already, self._model.byte_budget is not None)
-        self._stepped = False
 
     def _pause_before_evaluation(self, control: TrainerControl) -> None:
         if control.should_evaluate:  # which is no training step
