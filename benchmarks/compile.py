@@ -27,6 +27,7 @@ from torch._inductor.exc import InductorError
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_trady import TraDyConfig, TraDyModel
+from hf_trady.memory import MIB, PeakTracker
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +76,12 @@ class Training:
         if isinstance(self.model, TraDyModel):
             self.model.resample(epoch, self.optimizer)
 
+    def peak(self) -> int:
+        """Bytes that a step of training takes above what is there before it."""
+        tracker = PeakTracker()
+        self.step()
+        return tracker.peak
+
     def step(self) -> float:
         """A step of training; returns its seconds."""
         frames, breaks, start = counters["frames"]["ok"], _breaks(), time.perf_counter()
@@ -113,6 +120,7 @@ def measure(network: nn.Module, batch: tuple, config: dict, epochs: int, turns: 
             if len(firsts) > 1:
                 rows.append(times)
         frames.append({name: subject.frames - before[name] for name, subject in subjects.items()})
+    peaks = {name: [subject.peak() for _ in range(3)] for name, subject in subjects.items()}
     pairs = {
         "trady": ("trady, compiled", "trady, eager"),
         "full": ("full, compiled", "full, eager"),
@@ -123,6 +131,7 @@ def measure(network: nn.Module, batch: tuple, config: dict, epochs: int, turns: 
         "milliseconds": {name: 1e3 * statistics.median(times[name] for times in rows) for name in subjects},
         "ratios": {name: statistics.median(times[a] / times[b] for times in rows) for name, (a, b) in pairs.items()},
         "turns": len(rows),
+        "peaks": {name: statistics.median(several) for name, several in peaks.items()},
         "first_steps": firsts,
         "frames": frames,
         "breaks": {name: subject.breaks for name, subject in subjects.items()},
@@ -158,8 +167,8 @@ def page(results: dict) -> str:
         busy machine: the times are rough, the ratios less so. *First step* is that of the first epoch, compiling
         included, most of it by the C++ compiler, whose work stays on the disk for later processes. *Functions* are
         those that dynamo compiled in the first epoch, in the second, and in the later ones together; a redraw that
-        compiles nothing is a 0. *Breaks* are the places where it ends a graph within a function. What compiling does
-        to the memory of a step was not measured: a budget in bytes is predicted for a step that is not compiled."""
+        compiles nothing is a 0. *Breaks* are the places where it ends a graph within a function. *Peak* is what a
+        later step takes above what is there before it; a budget in bytes is predicted for one that is not compiled."""
     parts = ["# What compiling brings", _text(intro)]
     for name, measured in results["networks"].items():
         parts.append(f"## {name}")
@@ -172,6 +181,7 @@ def page(results: dict) -> str:
 
 def _rows(measured: dict) -> list[str]:
     columns = ["method", "eager, ms", "compiled, ms", "compiled / eager", "first step, s", "functions", "breaks"]
+    columns += ["peak eager, MiB", "peak compiled, MiB"]
     rows = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     for method, label in {"trady": "TraDy", "full": "full fine-tuning"}.items():
         times = (f"{measured['milliseconds'][f'{method}, {kind}']:,.0f}" for kind in ("eager", "compiled"))
@@ -179,9 +189,9 @@ def _rows(measured: dict) -> list[str]:
         frames = [epoch[compiled] for epoch in measured["frames"]]
         counts = f"{frames[0]}, {frames[1]}, {sum(frames[2:])}"
         first = f"{measured['first_steps'][0][compiled]:,.0f}"
-        rows.append(
-            [label, *times, f"{measured['ratios'][method]:.2f}", first, counts, str(measured["breaks"][compiled])]
-        )
+        breaks = str(measured["breaks"][compiled])
+        peaks = (f"{measured['peaks'][f'{method}, {kind}'] / MIB:,.0f}" for kind in ("eager", "compiled"))
+        rows.append([label, *times, f"{measured['ratios'][method]:.2f}", first, counts, breaks, *peaks])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
