@@ -30,6 +30,7 @@ def draw(
         ValueError: If not even the cheapest channel fits; the message states the smallest budget that works.
     """
     check_budget(costs, budget)
+    budget = min(budget, torch.iinfo(torch.int64).max)  # as far as costs are counted
     if strategy.within_budget:
         costs = affordable(costs, budget)
     inputs = costs.by_input()
