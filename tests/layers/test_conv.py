@@ -12,7 +12,7 @@ from against_autograd import (
     recorded_saves,
     sparse_copy,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame
 from torch import nn
@@ -123,6 +123,8 @@ def test_channels_last_is_kept(case):
 @settings(max_examples=40, deadline=None)
 def test_autocast(case):
     layer, x, index = case
+    # There torch's own convolution in bf16 may end the process, on CPUs with AVX512-BF16.
+    assume(layer.kernel_size[1] > 1 or layer.dilation[1] == 1)
     sparse, full = sparse_copy(layer, index), copy.deepcopy(layer)
     with torch.autocast("cpu", torch.bfloat16), recorded_saves() as saved:
         output = sparse(x.requires_grad_())
