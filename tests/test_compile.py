@@ -92,8 +92,8 @@ def test_so_it_does_under_autocast_and_with_output_channels():
         check_equal([run("conv", backend, **fields)[2] for backend in (None, "aot_eager")], rtol=1e-2, atol=1e-3)
 
 
-def test_so_it_does_once_dynamo_has_given_up(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_so_it_does_once_dynamo_has_given_up():
     model = wrap(conv_net(), IMAGES, 0.06).train()
     torch._dynamo.reset()
     model.compile(backend="eager")
