@@ -161,6 +161,7 @@ class CalibratedMixin(MeasuredMixin):
 
     def _update(self, **known) -> None:
         """Take in what has become known; if it doesn't fit, nothing changes."""
+        self._refuse_merged()
         sampler = copy.copy(self._sampler)
         vars(sampler).update(known)
         sampler.check()

@@ -15,6 +15,7 @@ from .projection import project_gradients
 from .proxy import uncompiled
 from .sampler import ChannelSampler
 from .selection import CostTable, GradientRecord, RandomStrategy, draw, measure_gradients
+from .selection.measuring import refuse_no_steps
 from .streaming import stream_gradients
 from .trial import DrawTrials
 from .velocity import NeuronVelocities
@@ -39,6 +40,9 @@ class MeasuredMixin:
     _batch: tuple | None
     _parts: FittedBudget | None
     _velocities: NeuronVelocities | None = None
+
+    def _refuse_merged(self) -> None:
+        raise NotImplementedError
 
     def _update(self, **known) -> None:
         raise NotImplementedError
@@ -86,10 +90,13 @@ class MeasuredMixin:
             **kwargs: `num_steps` (10), `compute_loss` and `disable_tqdm` of [`measure_gradients`].
 
         Raises:
-            ValueError: If the dataloader is empty, or the loss or a gradient is not finite; nothing is changed then.
+            ValueError: If the dataloader is empty, `num_steps` is below 1, or the loss or a gradient is not finite;
+                nothing is changed then.
         """
         sampler = self._sampler
+        self._refuse_merged()
         sampler.refuse_uncalibrated()
+        refuse_no_steps(kwargs.get("num_steps", 1))
         if sampler.strategy.scores == "velocity":
             return self._measure_velocities(dataloader, kwargs)
         if how is None:
@@ -187,8 +194,9 @@ class MeasuredMixin:
     def _instead(self, active: ActiveChannels):
         """Let `active` hold the active channels for the duration of the block."""
         before = self.active
+        selection = {} if before is None else before.selection
         if before is not None:
-            before.write_back()
+            before.assign({})  # its views, of which an optimizer may have changed the base since
         self.active = active
         try:
             yield
@@ -196,4 +204,4 @@ class MeasuredMixin:
             active.assign({})
             self.active = before
             if before is not None:
-                before.assign(before.selection)
+                before.assign(selection)

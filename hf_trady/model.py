@@ -1,7 +1,7 @@
 """TraDyModel: the object that ties selection, sparse layers and saving to one base model."""
 
-from collections.abc import Callable, Iterable
-from types import MethodType
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from .accounting import AccountedMixin
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
-from .layers import ActiveChannels, SparseLayer, is_fully_sharded, reshard
+from .layers import ActiveChannels, SparseLayer, is_fully_sharded, is_sharded, reshard
 from .proxy import ModuleProxy
 from .rankings import find_ranking
 from .recalibration import recalibrate
@@ -75,7 +75,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         super().__init__()
         if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
-        self.trady_config = config
+        self.trady_config = copy.deepcopy(config)  # one that is changed later must not change the draws
         refuse_quantization(base_model)
         self._heads = find_heads(base_model, config.modules_to_save)
         self._layers = find_layers(base_model, self._heads, config.exclude_modules)
@@ -86,7 +86,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
             prefix = getattr(base_model, "base_model_prefix", "")
             layer_ranking = find_ranking(config.layer_ranking, self._layers, prefix)
         bias_units = sum(bias.numel() for bias in biases.values())
-        self._sampler = ChannelSampler(config, self._targets, bias_units, layer_ranking)
+        self._sampler = ChannelSampler(self.trady_config, self._targets, bias_units, layer_ranking)
         if self._sampler.strategy.by_output:
             refuse_output_channels(config.strategy, self._sparse_modules())
         if example_inputs is not None:
@@ -111,7 +111,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         if example_inputs is not None:
             self._conversion.join(example_inputs)
         self._own_forward = vars(base_model).get("forward")
-        self._hooks = self._add_hooks(self._before_forward, self._after_forward)
+        self._hooks = self._add_hooks()
         self.train(base_model.training)
         self._build()
         if example_inputs is not None and self.byte_budget is not None:
@@ -140,14 +140,31 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
             epoch: Number of the draw. Where it is the current one, or the strategy is static, nothing changes.
             optimizer: The optimizer of this model. Its state of channels that leave is dropped; of those that stay,
                 `config.optimizer_state` decides.
+
+        Raises:
+            ValueError: If it is not ready to draw, or was merged, or if `optimizer` was made too early.
         """
+        self._refuse_merged()
         self._sampler.refuse_unready()
+        if optimizer is not None:
+            self.refuse_early(optimizer)
         if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
             self._sampler.settle(epoch)
             reshard(self)
             self.active.assign(self.draw(epoch), optimizer, carry=self.trady_config.optimizer_state == "carry")
         self.epoch = epoch
         return self.report()
+
+    def refuse_early(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a ValueError if `optimizer` was made before this model knew what it draws from."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        flat = [parameter for parameter in self.active.flat if parameter.numel() and not is_sharded(parameter)]
+        if any(id(parameter) not in held for parameter in flat):
+            raise ValueError(
+                "the optimizer lacks the Parameter of the active channels, so it would train the head alone: it was "
+                "made before the model knew what it draws from; pass optimizer_cls_and_kwargs= to a Trainer, or make "
+                "it once model.is_ready"
+            )
 
     def observe(self) -> None:
         """Take in the gradients of the active channels, where the strategy goes by them in its next draws.
@@ -194,11 +211,6 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
 
         A redraw compiles nothing anew. A step then holds a copy of the active channels' weights.
         """
-        hooks = (self._before_forward, self._after_forward)
-        for hook in self._hooks:
-            hook.remove()
-        # What they do to the channels depends on the draw. Bound to the model, so that a copy has its own.
-        self._hooks = self._add_hooks(*(MethodType(torch.compiler.disable(h.__func__), self) for h in hooks))
         super().compile(*args, **kwargs)
 
     def state_dict(self, *args, **kwargs):
@@ -214,17 +226,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         Raises:
             ValueError: If the model is sharded over processes; nothing is changed then.
         """
-        if is_fully_sharded(self):
-            raise ValueError(
-                "a model that fully_shard has split over processes takes no state dict; load it before you shard the "
-                "model, or call load_trained(path)"
-            )
-        self._write_back()
-        touch_changed(self._layers, self.touched, state_dict)
-        result = self.base_model.load_state_dict(state_dict, *args, **kwargs)
-        if self.active is not None:
-            self.active.load()
-        return result
+        return self.base_model.load_state_dict(state_dict, *args, **kwargs)
 
     # ---- Saving and leaving -------------------------------------------------------------------------------------
 
@@ -264,14 +266,28 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
         self._conversion.undo(dequantize)
         for hook in self._hooks:
             hook.remove()
+        self._hooks, self.active = [], None
         self.forward = self._own_forward  # a Trainer may have exchanged it
         return self.base_model.train(self.training)
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
 
-    def _add_hooks(self, before: Callable, after: Callable) -> list[RemovableHandle]:
-        return [self.base_model.register_forward_pre_hook(before), self.base_model.register_forward_hook(after)]
+    def __getstate__(self) -> dict:
+        self._write_back()  # a copy goes by its weights
+        return super().__getstate__()
 
+    def _add_hooks(self) -> list[RemovableHandle]:
+        base_model = self.base_model
+        return [
+            base_model.register_forward_pre_hook(self._before_forward),
+            base_model.register_forward_hook(self._after_forward),
+            base_model.register_state_dict_pre_hook(self._before_state_dict),
+            base_model.register_load_state_dict_pre_hook(self._before_loading),
+            base_model.register_load_state_dict_post_hook(self._after_loading),
+            self.register_load_state_dict_pre_hook(self._to_own_keys),
+        ]
+
+    @torch.compiler.disable  # what it does to the channels depends on the draw
     def _before_forward(self, module: nn.Module, args) -> None:
         self._conversion.before_forward()
         if self.active is not None:
@@ -279,8 +295,43 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
             write_back = not (is_fully_sharded(self) and torch.is_grad_enabled())
             self.active.attach(write_back, to_compile=self.is_compiled)
 
+    @torch.compiler.disable
     def _after_forward(self, module: nn.Module, args, output) -> None:
         self._conversion.after_forward()
+
+    def _before_part(self) -> None:
+        active = self._modules.get("active")
+        if active is not None and not is_fully_sharded(self):
+            active.attach(to_compile=self.is_compiled)
+
+    def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        if not is_fully_sharded(self):  # which not every process may be asked for
+            self._write_back()
+
+    def _before_loading(self, module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+        if is_fully_sharded(self):
+            raise ValueError(
+                "a model that fully_shard has split over processes takes no state dict; load it before you shard the "
+                "model, or call load_trained(path)"
+            )
+        self._write_back()
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        touch_changed(self._layers, self.touched, own)
+
+    def _after_loading(self, module: nn.Module, incompatible_keys) -> None:
+        if self.active is not None:
+            self.active.load()
+
+    def _to_own_keys(self, module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+        """A module that this model is a part of loads what `state_dict` gave it: keys without our own parts."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}base_model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        if self.active is not None:
+            state_dict.update({f"{prefix}active.{key}": value for key, value in self.active.state_dict().items()})
+
+    def _refuse_merged(self) -> None:
+        if not self._hooks:
+            raise ValueError("this model was merged and unloaded; wrap its base_model in a new TraDyModel")
 
     def _write_back(self) -> None:
         if self.active is not None:

@@ -106,4 +106,10 @@ class ModuleProxy(nn.Module):
         except AttributeError:
             if name == "base_model":  # not set yet
                 raise
-            return getattr(self.base_model, name)
+            value = getattr(self.base_model, name)
+            if callable(value) and name != "num_parameters":  # for which a Trainer asks twice a step
+                self._before_part()
+            return value
+
+    def _before_part(self) -> None:
+        """Called where a part of the base model, which may be called without the whole, is handed out."""

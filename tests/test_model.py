@@ -196,6 +196,23 @@ def test_the_optimizer_state_of_a_new_draw(mode):
     assert not any(new[channel].any() for channel in new.keys() - stayed)
 
 
+def test_the_quantized_state_of_an_8_bit_optimizer_is_reset_rather_than_mixed_up():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    net = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 3))
+    x = torch.randn(8, 128)
+    model = wrap(net, x, modules_to_save=["2"], optimizer_state="carry")
+    optimizer = bitsandbytes.optim.Lion8bit([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    model(x).square().sum().backward()
+    optimizer.step()
+    (flat,) = model.active.flat
+    assert optimizer.state[flat]["state1"].dtype == torch.uint8
+    model.resample(1, optimizer)
+    assert flat not in optimizer.state
+    flat.grad, before = torch.zeros_like(flat), flat.detach().clone()
+    optimizer.step()
+    assert torch.equal(flat, before)
+
+
 def _by_channel(model, tensor) -> dict:
     """(layer, channel) -> its part of `tensor`, shaped like the only flat Parameter."""
     ((names, _),) = _flats(model)

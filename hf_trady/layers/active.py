@@ -6,12 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch._dynamo.decorators import mark_unbacked
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers.utils import logging
 
 from .base import SparseLayer
-from .channels import channel_shape, num_channels, read_channels, weight_dtype, write_channels
+from .channels import channel_shape, keeps_beside, num_channels, read_channels, weight_dtype, write_channels
 from .sharded import is_sharded, put, whole
 from .shared import SharedSlice
 
+
+logger = logging.get_logger(__name__)
 
 Selection = Mapping[str, Tensor]
 """Layer name -> sorted indices of its active input channels, int64 `[n]` on the CPU."""
@@ -57,6 +61,8 @@ class ActiveChannels(nn.Module):
         self.selection: dict[str, Tensor] = {}
         self.touched = touched
         self._marked, self._marks = False, True
+        self._versions: dict[str, int | None] = {}  # of the weights, when they last held the values here
+        self._was_sharded = False
 
     def assign(
         self, selection: Selection, optimizer: torch.optim.Optimizer | None = None, carry: bool = False
@@ -67,7 +73,8 @@ class ActiveChannels(nn.Module):
             selection: The channels to train from now on.
             optimizer: The optimizer that steps the flat Parameters; its state of channels that are no longer active
                 is dropped.
-            carry: Keep its state of channels that stay active, instead of starting them from nothing.
+            carry: Keep its state of channels that stay active, instead of starting them from nothing; unless it is
+                quantized, as that of 8-bit optimizers is.
         """
         self.write_back()
         # Each layer's index is a tensor of its own: to dynamo, whether two are one makes other code.
@@ -82,8 +89,9 @@ class ActiveChannels(nn.Module):
         for names, parameter in zip(self.groups, self.flat, strict=True):
             parameter.grad = None
             if optimizer is not None:
-                if carry:
-                    self._carry_state(names, optimizer.state.get(parameter, {}), parameter.shape, before)
+                state = optimizer.state.get(parameter, {})
+                if carry and _is_by_element(state, parameter.shape):
+                    self._carry_state(names, state, parameter.shape, before)
                 else:
                     optimizer.state.pop(parameter, None)
         self.load()
@@ -99,16 +107,25 @@ class ActiveChannels(nn.Module):
                 part.copy_(read_channels(self.layers[name][0], self.selection[name]))
             if apart:
                 put(parameter, values)
+        self._versions = self._current_versions()
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the active channels into the layers' weights.
+        """Write the active channels into the layers' weights; where somebody else has changed a weight since the last
+        time, read them from it instead.
 
         Always, rather than when the Parameter's version says that it changed: fused optimizers don't advance it.
         """
+        changed = {name for name, version in self._versions.items() if version not in (None, self._version(name))}
+        for name in changed:
+            mark(self.touched, name, torch.ones(num_channels(self.layers[name][0]), dtype=torch.bool))
         for names, parameter in zip(self.groups, self.flat, strict=True):
             for name, part in self._split(names, whole(parameter), self.selection):
-                write_channels(self.layers[name][0], self.selection[name], part)
+                if name in changed:
+                    part.copy_(read_channels(self.layers[name][0], self.selection[name]))
+                else:
+                    write_channels(self.layers[name][0], self.selection[name], part)
+        self._versions = self._current_versions()
 
     def attach(self, write_back: bool = True, to_compile: bool = False) -> None:
         """Prepare a forward: write the values back, unless told not to, and, if gradients are on, hand each layer its
@@ -160,6 +177,22 @@ class ActiveChannels(nn.Module):
         finally:
             self._marks = True
 
+    def _current_versions(self) -> dict[str, int | None]:
+        return {name: self._version(name) for name in self.layers}
+
+    def _version(self, name: str) -> int | None:
+        """How often the layer's weight was changed in place, other than by us, through `.data`; None where torch does
+        not tell."""
+        weight = self.layers[name][0].weight
+        self._was_sharded |= is_sharded(weight)  # gathering changes it, too
+        is_told = not (self._was_sharded or keeps_beside(self.layers[name][0]) or weight.is_inference())
+        return weight._version if is_told else None
+
+    def __getstate__(self) -> dict:
+        """The weights of a copy are new ones, unchanged yet."""
+        known = {name: 0 for name, version in self._versions.items() if version is not None}
+        return super().__getstate__() | {"_versions": known}
+
     def _share_slices(self) -> None:
         for names in self.shared_inputs:
             by_channels: dict[tuple, list[str]] = {}
@@ -202,6 +235,18 @@ class ActiveChannels(nn.Module):
                     stays = old[place] == new
                     new_part[stays] = old_parts[name][place[stays]]
             put(value, moved)
+
+
+def _is_by_element(state: dict, shape: torch.Size) -> bool:
+    """Whether the `state` of a Parameter of `shape` holds numbers of each element, rather than codes of blocks."""
+    values = [value for value in state.values() if isinstance(value, Tensor) and value.shape == shape]
+    if all(
+        value.is_floating_point() and (is_sharded(value) or not is_traceable_wrapper_subclass(value))
+        for value in values
+    ):
+        return True
+    logger.warning_once("optimizer_state='carry' can't carry quantized state; each redraw resets it, as 'reset' does.")
+    return False
 
 
 def mark(touched: dict[str, Tensor], name: str, mask: Tensor) -> None:

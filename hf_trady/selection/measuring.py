@@ -86,6 +86,12 @@ def rank_layers(model: nn.Module, dataloader: Iterable, **kwargs: Any) -> LayerR
     )
 
 
+def refuse_no_steps(num_steps: int) -> None:
+    """Raise a ValueError if there is nothing to measure."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} (ranking_steps of a Trainer) is not allowed; it must be at least 1")
+
+
 def measure_gradients(
     model: nn.Module,
     dataloader: Iterable,
@@ -119,8 +125,10 @@ def measure_gradients(
         disable_tqdm: Show no progress bar.
 
     Raises:
-        ValueError: If the dataloader is empty, a weight is quantized, or the loss or a gradient is not finite.
+        ValueError: If the dataloader is empty, `num_steps` is below 1, a weight is quantized, or the loss or a
+            gradient is not finite.
     """
+    refuse_no_steps(num_steps)
     compute_loss = compute_loss or default_loss
     batches = batches_of(dataloader)
     first = next(batches)

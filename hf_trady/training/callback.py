@@ -12,7 +12,6 @@ from transformers.utils import can_return_loss, find_labels, logging
 from ..config import CONFIG_NAME
 from ..guard import StepGuard
 from ..history import HISTORY_NAME, DrawHistory
-from ..layers import is_sharded
 from ..memory import MIB, PeakTracker, verdict
 from ..memory.glibc import keep_freed_memory
 from ..model import TraDyModel
@@ -83,7 +82,7 @@ class TraDyCallback(TrainerCallback):
         # On a resume, the optimizer has been restored by now, with the state of the channels that were active when it
         # was saved. Otherwise it may hold that of an earlier run.
         self._model.resample(self._last_draw(state), self.trainer.optimizer if state.global_step == 0 else None)
-        self._refuse_early_optimizer()
+        self._model.refuse_early(self.trainer.optimizer)
         self.peaks, self._epoch = {}, None
         self.skipped_steps = max((entry.get("trady/skipped_steps", 0) for entry in state.log_history), default=0)
         self._guard, self._skipped_in_a_row = StepGuard(self._model), 0
@@ -217,16 +216,6 @@ class TraDyCallback(TrainerCallback):
         if not all(gather_object([same])):
             raise ValueError(
                 "the costs of channels differ between processes: give the model the same example_inputs in all of them"
-            )
-
-    def _refuse_early_optimizer(self) -> None:
-        held = {id(parameter) for group in self.trainer.optimizer.param_groups for parameter in group["params"]}
-        flat = [parameter for parameter in self._model.active.flat if parameter.numel() and not is_sharded(parameter)]
-        if any(id(parameter) not in held for parameter in flat):
-            raise ValueError(
-                "the optimizer lacks the Parameter of the active channels, so it would train the head alone: it was "
-                "made before the model knew what it draws from; pass optimizer_cls_and_kwargs=, or make it once "
-                "model.is_ready"
             )
 
     def _redraw(self, number: int) -> None:
