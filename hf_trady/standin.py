@@ -1,5 +1,6 @@
 """Turning a module into a subclass of its type, in place and reversibly."""
 
+from types import MethodType
 from typing import ClassVar
 
 from torch import nn
@@ -28,7 +29,7 @@ def swap_in(module: nn.Module, kind: type[StandIn]) -> nn.Module:
     """Turn `module` into `kind`, in place. The inverse is `swap_out`."""
     if not isinstance(module, StandIn):
         plain = type(module)
-        module.__class__ = kind
+        _become(module, kind)
         module.plain_class = plain
     return module
 
@@ -39,5 +40,18 @@ def swap_out(module: nn.Module) -> nn.Module:
         plain = module.plain_class
         for name in ("plain_class", *module.own_attributes):
             module.__dict__.pop(name, None)
-        module.__class__ = plain
+        _become(module, plain)
     return module
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Assign the class of `module`, and with it its forward, which accelerate's hooks hold as a bound method."""
+    for name in ("forward", "_old_forward"):
+        if _is_of_class(vars(module).get(name), module):
+            setattr(module, name, MethodType(kind.forward, module))
+    module.__class__ = kind
+
+
+def _is_of_class(forward, module: nn.Module) -> bool:
+    """Whether `forward` is that which the class gives `module`."""
+    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
