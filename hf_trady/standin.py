@@ -44,6 +44,19 @@ def swap_out(module: nn.Module) -> nn.Module:
     return module
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a call of `module` runs another forward than that of its class, which no stand-in would reach.
+
+    Accelerate's hooks (`device_map`) run that of the class. A stand-in never counts: it took the place of no such
+    forward, and what has been put around it since runs it.
+    """
+    own = vars(module)
+    forward = own.get("forward")
+    if "_old_forward" in own and getattr(getattr(forward, "func", None), "__module__", None) == "accelerate.hooks":
+        forward = own["_old_forward"]
+    return not (forward is None or isinstance(module, StandIn) or _is_of_class(forward, module))
+
+
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     """Assign the class of `module`, and with it its forward, which accelerate's hooks hold as a bound method."""
     for name in ("forward", "_old_forward"):

@@ -1,10 +1,11 @@
 import pytest
+import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
-from hf_trady.layers import make_plain, make_sparse
-from hf_trady.lean import make_lean
-from hf_trady.standin import swap_out
+from hf_trady.layers import make_plain, make_sparse, why_unsupported
+from hf_trady.lean import LeanModule, make_lean
+from hf_trady.standin import has_own_forward, swap_out
 
 from .tiny import (
     anatomy,
@@ -42,6 +43,7 @@ def test_a_model_with_accelerates_hooks_trains_as_one_without(make, batch):
         states.append(copy_of_state(model))
         model.merge_and_unload()
         assert anatomy(net)["modules"] == before
+        assert not any(has_own_forward(module) for module in net.modules())
     assert different_keys(*states) == []
     assert different_keys(states[0], copy_of_state(make()))
 
@@ -63,3 +65,24 @@ def test_hooks_run_the_forward_of_the_stand_in_while_it_stands_in(make):
 
 def lean(module: nn.Module) -> nn.Module:
     return make_lean(module, "compressed")
+
+
+def test_a_layer_whose_forward_was_exchanged_is_refused_with_the_reason():
+    layer, norm = nn.Linear(4, 4), nn.LayerNorm(4)
+    layer.forward, norm.forward = nn.Linear(4, 4).forward, lambda x: 2 * x
+    assert "its forward has been exchanged" in why_unsupported(layer)
+    assert not isinstance(lean(norm), LeanModule)
+    hooked(layer)  # hooks around it change nothing
+    assert "its forward has been exchanged" in why_unsupported(layer)
+
+    net = conv_net()
+    net.hidden.forward = lambda x: 2 * x
+    with pytest.raises(ValueError, match="'hidden' can't be trained by channel: its forward has been exchanged"):
+        wrap(net, image_batch(1)[0], budget=1.0, target_modules=["stem", "hidden"])
+    assert "hidden" not in wrap(net, image_batch(1)[0], budget=1.0)._targets
+
+
+def test_what_is_put_around_a_stand_in_later_runs_it():
+    layer = make_sparse(nn.Linear(4, 4))
+    layer.forward = torch.no_grad()(layer.forward)
+    assert why_unsupported(layer) is None and not has_own_forward(layer)

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from torch import nn
 
-from ..standin import swap_in, swap_out
+from ..standin import has_own_forward, swap_in, swap_out
 from .base import SparseLayer
 
 
@@ -48,6 +48,8 @@ def why_unsupported(module: nn.Module) -> str | None:
         return f"{type(module).__name__} is not one of {', '.join(sorted(cls.__name__ for cls in SPARSE_LAYERS))}"
     if "weight" not in module._parameters:
         return "its weight is no Parameter of its own but computed from others"
+    if has_own_forward(module):
+        return "its forward has been exchanged (layer.forward = ...), and may compute something else; undo that first"
     return kind.unsupported(module)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..standin import StandIn, swap_in
+from ..standin import StandIn, has_own_forward, swap_in
 from .base import LeanModule
 
 
@@ -34,8 +34,8 @@ def register_lean(plain: type[nn.Module], *, copied: bool = False) -> Callable[[
 
 
 def lean_type(module: nn.Module, mode: str) -> type[LeanModule] | None:
-    """The stand-in for `module` in `mode`, or None. A subclass that changes the forward of its base has none."""
-    if mode == "off" or isinstance(module, StandIn):
+    """The stand-in for `module` in `mode`, or None. One that changes the forward of its type or its base has none."""
+    if mode == "off" or isinstance(module, StandIn) or has_own_forward(module):
         return None
     forward = type(module).forward
     plain = next((base for base in type(module).__mro__ if base in LEAN_MODULES), None)
