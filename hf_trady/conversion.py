@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.hooks import add_hook_to_module
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
@@ -111,6 +112,8 @@ class Conversion:
             if isinstance(module, SparseLayer) and module.beside:
                 if module not in plain:
                     plain[module] = module.dequantized(getattr(self.model, "dtype", None))
+                    if hasattr(module, "_hf_hook"):
+                        add_hook_to_module(plain[module], module._hf_hook)
                 self.model.set_submodule(name, plain[module])
         if getattr(self.model, "hf_quantizer", None) is not None:
             self.model.hf_quantizer.remove_quantization_config(self.model)

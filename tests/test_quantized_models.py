@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 from hf_trady import TraDyConfig, TraDyModel, TraDyTrainer, cost_table, plan, rank_layers
 from hf_trady.memory import StepSetup
 
-from .tiny import Rows, copy_of_state, different_keys, llama, lm_batch, same_draw, train, wrap
+from .tiny import Rows, copy_of_state, different_keys, hooked, llama, lm_batch, same_draw, train, wrap
 from .training.runs import arguments
 
 
@@ -129,6 +129,17 @@ def test_merging_keeps_everything_in_plain_layers_and_rounds_in_quantized_ones(m
     assert not any("kept" in key for key in merged.state_dict())
     rounded = (logits(merged) - expected).abs().max()
     assert 0 < rounded < moved
+
+
+def test_hooks_of_accelerate_stay_on_layers_that_become_plain(make):
+    net = hooked(make())
+    hooks = {name: vars(module)["_hf_hook"] for name, module in net.named_modules() if hasattr(module, "_hf_hook")}
+    model = wrap(net, BATCH)
+    train(model, BATCH, epochs=2)
+    plain = model.merge_and_unload(dequantize=True)
+    assert type(plain.model.layers[0].mlp.up_proj) is nn.Linear
+    assert {name: vars(plain.get_submodule(name)).get("_hf_hook") for name in hooks} == hooks
+    logits(plain)
 
 
 @pytest.mark.parametrize("make", ["4bit"], indirect=True)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from hf_trady.layers import make_plain, make_sparse, why_unsupported
@@ -14,6 +14,7 @@ from .tiny import (
     copy_of_state,
     different_keys,
     gpt2,
+    hooked,
     image_batch,
     inputs_of,
     lm_batch,
@@ -21,14 +22,6 @@ from .tiny import (
     train,
     wrap,
 )
-
-
-def hooked(net: nn.Module) -> nn.Module:
-    """`net` as `from_pretrained(device_map=...)` leaves it where it lies on several devices."""
-    for module in net.modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
-    return net
 
 
 @pytest.mark.parametrize(

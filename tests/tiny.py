@@ -3,6 +3,7 @@
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -116,6 +117,14 @@ def timm_wrapper(seed: int = 0, name: str = "test_efficientnet") -> TimmWrapperF
     """The same in transformers' wrapper."""
     torch.manual_seed(seed)
     return TimmWrapperForImageClassification(TimmWrapperConfig(architecture=name, num_labels=3)).eval()
+
+
+def hooked(net: nn.Module) -> nn.Module:
+    """`net` as `from_pretrained(device_map=...)` leaves it where it lies on several devices."""
+    for module in net.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    return net
 
 
 def image_batch(n: int = 4, size: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
