@@ -1,14 +1,17 @@
 """Which modules of a model train whole, which may train by channel, and which are refused."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from .layers import SPARSE_LAYERS, keeps_beside, why_unsupported
+from .layers import SPARSE_LAYERS, keeps_beside, sparse_type, why_unsupported
 from .matching import matches
 
+
+logger = logging.get_logger(__name__)
 
 # Of transformers: the models in which everything but the backbone is new, and what the head is called where a model
 # has no backbone by that name.
@@ -75,20 +78,23 @@ def find_heads(model: nn.Module, modules_to_save: list[str] | None) -> list[str]
 def find_layers(model: nn.Module, heads: list[str], exclude_modules: list[str] | str | None) -> dict[str, list]:
     """All layers that can train by channel, outside `heads`: name -> the modules that share its weight.
 
-    The output embedding of a language model is left out, like anything that `exclude_modules` names.
+    The output embedding of a language model is left out, like anything that `exclude_modules` names. So are layers
+    whose weight something else holds, too: the gradient that comes by that would be missing.
 
     Raises:
         ValueError: If `exclude_modules` matches nothing.
     """
     if exclude_modules is not None:
         _refuse_idle("exclude_modules", exclude_modules, [name for name, _ in model.named_modules()], model)
-    output_layer = getattr(model, "get_output_embeddings", lambda: None)()
+    layers = _candidates(model, heads, exclude_modules)
+    reasons = _why_not(model, heads, layers)
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for module, name in layers.items() if reasons.get(module) == reason]
+        logger.warning(f"Not trained by channel: {', '.join(names)} ({reason}).")
     by_weight: dict[int, tuple[str, list]] = {}
-    for name, module in model.named_modules():
-        excluded = exclude_modules is not None and matches(name, exclude_modules)
-        if excluded or module is output_layer or _is_inside(name, heads) or why_unsupported(module):
-            continue
-        by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
+    for module, name in layers.items():
+        if module not in reasons:
+            by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
     return dict(by_weight.values())
 
 
@@ -103,9 +109,10 @@ def select_targets(
     names = set(layers)
     if target_modules != "all":
         _refuse_idle("target_modules", target_modules, [name for name, _ in model.named_modules()], model)
+        reasons = _why_not(model, heads, _candidates(model, heads))
         for name, module in model.named_modules():
             holds_weights = next(module.parameters(recurse=False), None) is not None
-            reason = why_unsupported(module) if holds_weights else None
+            reason = reasons.get(module) or (why_unsupported(module) if holds_weights else None)
             if reason and matches(name, target_modules) and not _is_inside(name, heads):
                 raise ValueError(f"target_modules={target_modules!r}: '{name}' can't be trained by channel: {reason}")
         names = {name for name in layers if matches(name, target_modules)}
@@ -147,6 +154,34 @@ def find_biases(
 def outside(model: nn.Module, heads: list[str]) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of everything in `model` that is not inside `heads`."""
     return ((name, module) for name, module in model.named_modules() if not _is_inside(name, heads))
+
+
+def _candidates(
+    model: nn.Module, heads: list[str], exclude_modules: list[str] | str | None = None
+) -> dict[nn.Module, str]:
+    """The layers of a kind that trains by channel, with their names, outside `heads` and what is to be left out."""
+    output_layer = getattr(model, "get_output_embeddings", lambda: None)()
+    return {
+        module: name
+        for name, module in outside(model, heads)
+        if sparse_type(module) is not None
+        and module is not output_layer
+        and not (exclude_modules is not None and matches(name, exclude_modules))
+    }
+
+
+def _why_not(model: nn.Module, heads: list[str], candidates: Iterable[nn.Module]) -> dict[nn.Module, str]:
+    """Those of `candidates` that can't train by channel, each with the reason."""
+    reasons = {module: reason for module in candidates if (reason := why_unsupported(module)) is not None}
+    layers = {module for module in candidates if module not in reasons}
+    holders: dict[int, str] = {}  # of each Parameter that something else holds, by its id
+    for name, module in model.named_modules():
+        if module not in layers:
+            how = "trains whole" if _is_inside(name, heads) else "does not train by channel"
+            for parameter in module.parameters(recurse=False):
+                holders.setdefault(id(parameter), f"'{name}' ({type(module).__name__}), which {how}")
+    tied = {module for module in layers if id(module.weight) in holders}
+    return reasons | {module: f"its weight is also that of {holders[id(module.weight)]}" for module in tied}
 
 
 def _timm_classifiers(model: nn.Module) -> list[str]:

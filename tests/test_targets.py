@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -20,6 +21,7 @@ from .tiny import (
     ranking_of,
     timm_net,
     timm_wrapper,
+    train,
     wrap,
 )
 
@@ -153,6 +155,52 @@ def test_modules_that_share_one_weight_are_one_layer():
     net = Tied()
     layers = find_layers(net, [], None)
     assert layers == {"a": [net.a, net.b]}
+
+
+class TiedToEmbedding(nn.Module):
+    """A language model whose output layer shares the weight of its embedding, by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.fc, self.lm_head = nn.Embedding(40, 16), nn.Linear(16, 16), nn.Linear(16, 40, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, ids):
+        return self.lm_head(torch.relu(self.fc(self.wte(ids)))).mean(1)
+
+
+def test_a_layer_whose_weight_an_embedding_holds_is_left_out_and_refused_by_name(caplog):
+    ids = torch.arange(12).view(2, 6)
+    reason = r"its weight is also that of 'wte' \(Embedding\), which does not train by channel"
+    with pytest.raises(ValueError, match=f"'lm_head' can't be trained by channel: {reason}"):
+        wrap(TiedToEmbedding(), ids, target_modules=["lm_head", "fc"])
+    net = TiedToEmbedding()
+    weight = net.wte.weight.clone()
+    model = wrap(net, ids, budget=0.9)
+    train(model, (ids, ids[:, 0]), epochs=1)
+    assert model._targets == ["fc"] and torch.equal(net.wte.weight, weight)
+    assert re.search(rf"Not trained by channel: lm_head \({reason}\)", caplog.messages[-1])
+
+
+def test_a_tied_embedding_that_trains_whole_gets_all_of_its_gradient_and_keeps_it():
+    ids = torch.arange(12).view(2, 6)
+    net = TiedToEmbedding()
+    before, twin = net.wte.weight.clone(), copy.deepcopy(net)
+    twin(ids).sum().backward()
+    model = wrap(net, ids, budget=0.9, modules_to_save=["wte"])
+    model.train()(ids).sum().backward()
+    torch.testing.assert_close(net.wte.weight.grad, twin.wte.weight.grad)
+    torch.optim.SGD([net.wte.weight], lr=1.0).step()
+    model(ids)
+    assert not (net.wte.weight == before).all(0).any()
+
+
+def test_a_layer_that_shares_its_weight_with_an_excluded_one_is_left_out():
+    net = TiedToEmbedding()
+    net.twin = nn.Linear(16, 16)
+    net.twin.weight = net.fc.weight
+    assert list(find_layers(net, [], None)) == ["fc"]
+    assert list(find_layers(net, [], ["twin"])) == []
 
 
 class Unsupported(nn.Module):
