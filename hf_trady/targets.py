@@ -82,8 +82,9 @@ def find_layers(model: nn.Module, heads: list[str], exclude_modules: list[str] |
     whose weight something else holds, too: the gradient that comes by that would be missing.
 
     Raises:
-        ValueError: If `exclude_modules` matches nothing.
+        ValueError: If `exclude_modules` matches nothing, or accelerate holds the weights elsewhere between calls.
     """
+    _refuse_offloaded(model)
     if exclude_modules is not None:
         _refuse_idle("exclude_modules", exclude_modules, [name for name, _ in model.named_modules()], model)
     layers = _candidates(model, heads, exclude_modules)
@@ -154,6 +155,16 @@ def find_biases(
 def outside(model: nn.Module, heads: list[str]) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of everything in `model` that is not inside `heads`."""
     return ((name, module) for name, module in model.named_modules() if not _is_inside(name, heads))
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        hook = vars(module).get("_hf_hook")
+        if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
+            raise ValueError(
+                f"the weights of '{name}' are offloaded and can't train there; load the model with a device_map "
+                "without 'disk', and without 'cpu' beside a GPU"
+            )
 
 
 def _candidates(

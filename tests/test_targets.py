@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from torch import nn
 from transformers import GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -201,6 +202,12 @@ def test_a_layer_that_shares_its_weight_with_an_excluded_one_is_left_out():
     net.twin.weight = net.fc.weight
     assert list(find_layers(net, [], None)) == ["fc"]
     assert list(find_layers(net, [], ["twin"])) == []
+
+
+def test_a_model_with_offloaded_weights_is_refused():
+    net = cpu_offload(conv_net(), "cpu")
+    with pytest.raises(ValueError, match="the weights of 'stem' are offloaded"):
+        wrap(net, image_batch(1)[0])
 
 
 class Unsupported(nn.Module):
