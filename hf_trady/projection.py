@@ -116,7 +116,11 @@ def _looking_at_outputs(layers: dict[str, list], probes: dict[str, Probe]):
 
 @contextmanager
 def _looking_at_inputs(layers: dict[str, list], probes: dict[str, Probe]):
-    handles = [module.register_forward_pre_hook(probes[name].see_input) for name in layers for module in layers[name]]
+    handles = [
+        module.register_forward_pre_hook(probes[name].see_input, with_kwargs=True)
+        for name in layers
+        for module in layers[name]
+    ]
     try:
         yield
     finally:

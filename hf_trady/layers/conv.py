@@ -113,17 +113,17 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     def unsupported(self) -> str | None:
         return None if self.padding_mode == "zeros" else f"padding_mode='{self.padding_mode}' is not supported"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # A weight that trains whole (while layers are ranked) is left to autograd.
         if not torch.is_grad_enabled() or self.weight.requires_grad:
-            return super().forward(x)
+            return super().forward(input)
         epilogue = self._ready_epilogue()
         trains_bias = self.bias is not None and self.bias.requires_grad
         # autograd's own convolution saves all of x even when the weight is frozen: take ours if a gradient passes.
-        if epilogue is None and self.active_view is None and not x.requires_grad and not trains_bias:
-            return super().forward(x)
-        is_batched = x.dim() == 4
-        x = x if is_batched else x.unsqueeze(0)
+        if epilogue is None and self.active_view is None and not input.requires_grad and not trains_bias:
+            return super().forward(input)
+        is_batched = input.dim() == 4
+        x = input if is_batched else input.unsqueeze(0)
         x, active = self._cast(x, self._trained())
         gate = shift = scale = mean = None
         if epilogue is not None:
@@ -156,6 +156,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 @register_sparse_layer(Conv2dSame)
 class SparseConv2dSame(SparseConv2d, Conv2dSame):
     """timm's `Conv2dSame` (TensorFlow's SAME padding) that trains some of its input channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
     def _pads(self, x: Tensor) -> list[int]:
         return pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation)

@@ -78,16 +78,17 @@ class SparseFullyConnected(SparseLayer):
     leading_dims = 1
     shares_input = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        # With a frozen weight and no active channel, autograd's own linear saves nothing of x. A weight that trains
-        # whole (while layers are ranked) is left to autograd.
+    def forward(self, input: Tensor) -> Tensor:
+        # With a frozen weight and no active channel, autograd's own linear saves nothing of the input. A weight that
+        # trains whole (while layers are ranked) is left to autograd.
         if self.weight.requires_grad or not torch.is_grad_enabled():
-            return super().forward(x)
-        epilogue = self._ready_epilogue() if x.requires_grad or self.active_view is not None else None
-        keeps_cast = x.requires_grad and torch.is_autocast_enabled(x.device.type)  # the weight's, a copy a call
+            return super().forward(input)
+        epilogue = self._ready_epilogue() if input.requires_grad or self.active_view is not None else None
+        # The weight's, a copy a call.
+        keeps_cast = input.requires_grad and torch.is_autocast_enabled(input.device.type)
         if self.active_view is None and epilogue is None and not keeps_cast:
-            return super().forward(x)
-        return self._sparse_forward(x, epilogue)
+            return super().forward(input)
+        return self._sparse_forward(input, epilogue)
 
     def _sparse_forward(self, x: Tensor, epilogue: Epilogue | None) -> Tensor:
         """A forward of which backward keeps only the active channels of `x`."""
@@ -142,6 +143,9 @@ class SparseFalconLinear(SparseLinear, FalconLinear):
 @register_sparse_layer(Conv1D)
 class SparseConv1D(SparseFullyConnected, Conv1D):
     """transformers' `Conv1D` (GPT-2's linear layer, weight `[in, out]`) that trains some of its input features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
     def num_channels(self) -> int:
         return self.nx

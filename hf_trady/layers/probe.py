@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..calls import first_input
 from .base import SparseLayer
 from .convolution import Convolution
 
@@ -39,11 +40,11 @@ class Probe:
         self.calls.append(ProbedCall(self))
         return self.calls[-1]
 
-    def see_input(self, module: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the layer for the second time that the batch goes forward."""
+    def see_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Forward pre-hook of the layer, with keywords, for the second time that the batch goes forward."""
         if not torch.is_grad_enabled():  # a call without gradients was not looked at the first time either
             return
-        call, x = self.calls[self._seen], args[0].detach()
+        call, x = self.calls[self._seen], first_input(args, kwargs).detach()
         self._seen += 1
         if call.kept is None:  # no gradient came to it
             return

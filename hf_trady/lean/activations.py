@@ -45,13 +45,13 @@ class GatedActivation(Absorbable):
         """The activation and its derivative, for this very module."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.is_done(x):
-            return x
-        if not self.keeps_for_backward(x) or x.numel() == 0:
-            return super().forward(x)
-        inplace = getattr(self, "inplace", False) and torch.ops.aten.is_non_overlapping_and_dense(x)
-        return _GateFunction.apply(x, self.gate, inplace)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.is_done(input):
+            return input
+        if not self.keeps_for_backward(input) or input.numel() == 0:
+            return super().forward(input)
+        inplace = getattr(self, "inplace", False) and torch.ops.aten.is_non_overlapping_and_dense(input)
+        return _GateFunction.apply(input, self.gate, inplace)
 
 
 @register_lean(nn.ReLU)

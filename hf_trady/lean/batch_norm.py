@@ -36,14 +36,14 @@ class FrozenBatchNorm(Absorbable):
         scale = torch.rsqrt(self.running_var + self.eps)
         return scale if self.weight is None else scale * self.weight, self.running_mean
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.is_done(x):
-            return x
-        passes = x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.is_done(input):
+            return input
+        passes = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if not torch.is_grad_enabled() or not passes or not self.is_affine_map():
-            return super().forward(x)
-        self._check_input_dim(x)
-        return self._affine(x)
+            return super().forward(input)
+        self._check_input_dim(input)
+        return self._affine(input)
 
     def _affine(self, x: Tensor) -> Tensor:
         scale, mean = self.scale_and_mean()

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers.pytorch_utils import Conv1D
 
+from ..calls import first_input
 from .activations import GatedActivation
 from .batch_norm import FrozenBatchNorm
 from .registry import lean_type
@@ -39,7 +40,7 @@ def find_chains(model: nn.Module, args: tuple, kwargs: dict) -> list[Chain]:
     for module in watch.names:
         followers = _is_kind(module, FrozenBatchNorm) or _is_kind(module, GatedActivation)
         if isinstance(module, nn.Conv2d | nn.Linear | Conv1D) or followers:
-            handles.append(module.register_forward_pre_hook(watch.enter))
+            handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
             handles.append(module.register_forward_hook(watch.leave))
     try:
         with torch.no_grad(), watch:
@@ -71,8 +72,8 @@ class _Watch(TorchDispatchMode):
         self.by_storage: dict[int, _Link] = {}
         self.stack: list[tuple[nn.Module, Tensor | None]] = []
 
-    def enter(self, module: nn.Module, args) -> None:
-        self.stack.append((module, args[0] if len(args) == 1 else None))
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.stack.append((module, first_input(args, kwargs) if len(args) + len(kwargs) == 1 else None))
 
     def leave(self, module: nn.Module, args, output) -> None:
         _, x = self.stack.pop()

@@ -69,9 +69,9 @@ class LeanDropout(LeanModule, nn.Dropout):
 
     exact = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # Whether gradients are on or not: reentrant checkpointing runs the forward without, and then again with them.
-        lean = self.training and x.is_floating_point() and 0 < self.p < 1
-        if not lean or x.numel() == 0 or keep_probability(self.p) == 0:
-            return super().forward(x)
-        return _DropoutFunction.apply(x, self.p)
+        lean = self.training and input.is_floating_point() and 0 < self.p < 1
+        if not lean or input.numel() == 0 or keep_probability(self.p) == 0:
+            return super().forward(input)
+        return _DropoutFunction.apply(input, self.p)

@@ -50,10 +50,10 @@ class LeanMaxPool2d(LeanModule, nn.MaxPool2d):
 
     exact = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         kernel_size, stride = _pair(self.kernel_size), _pair(self.stride)
-        fits = x.dim() == 4 and kernel_size[0] * kernel_size[1] <= 256 and not self.return_indices
-        if not self.keeps_for_backward(x) or not fits:
-            return super().forward(x)
+        fits = input.dim() == 4 and kernel_size[0] * kernel_size[1] <= 256 and not self.return_indices
+        if not self.keeps_for_backward(input) or not fits:
+            return super().forward(input)
         padding, dilation = _pair(self.padding), _pair(self.dilation)
-        return _MaxPool2dFunction.apply(x, kernel_size, stride, padding, dilation, self.ceil_mode)
+        return _MaxPool2dFunction.apply(input, kernel_size, stride, padding, dilation, self.ceil_mode)

@@ -111,14 +111,14 @@ class RowNorm(LeanModule):
         """The dimensions of the output but that of the bias."""
         return tuple(range(output.dim() - 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, getattr(self, "bias", None)
-        passes = x.requires_grad or (bias is not None and bias.requires_grad)
+        passes = input.requires_grad or (bias is not None and bias.requires_grad)
         trains = weight is not None and weight.requires_grad
         follows = self.training and torch.is_grad_enabled() and passes
-        if not follows or trains or x.numel() == 0 or not self.is_supported():
-            return super().forward(x)
-        return _RowNormFunction.apply(x, weight, bias, self)
+        if not follows or trains or input.numel() == 0 or not self.is_supported():
+            return super().forward(input)
+        return _RowNormFunction.apply(input, weight, bias, self)
 
     def is_supported(self) -> bool:
         """Whether the rows are the last dimension of x."""
@@ -159,10 +159,16 @@ class LeanLayerNorm(_LayerNorm, nn.LayerNorm):
 class LeanTimmLayerNorm(_LayerNorm, timm_layers.LayerNorm):
     """timm's `LayerNorm`."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
 
 @register_lean(timm_layers.LayerNorm2d)
 class LeanLayerNorm2d(_LayerNorm, timm_layers.LayerNorm2d):
     """timm's `LayerNorm2d`: over the channels of x, `[B, C, H, W]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
     def normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         output, mean, rstd = super().normalize(x.permute(0, 2, 3, 1))
@@ -185,15 +191,24 @@ class LeanLayerNorm2d(_LayerNorm, timm_layers.LayerNorm2d):
 class LeanRMSNorm(_RMSNorm, nn.RMSNorm):
     """`nn.RMSNorm` over the last dimension."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
 
 @register_lean(timm_layers.RmsNorm)
 class LeanRmsNorm(_RMSNorm, timm_layers.RmsNorm):
     """timm's `RmsNorm`."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
 
 @register_lean(LlamaRMSNorm, copied=True)
 class LeanLlamaRMSNorm(_RMSNorm, LlamaRMSNorm):
     """The RMS-norm of Llama, and of every model in transformers that copies it."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states)
 
     def _eps(self, x: Tensor) -> float:
         return self.variance_epsilon

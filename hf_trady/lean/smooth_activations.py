@@ -1,7 +1,7 @@
 """Smooth activations of which the derivative is kept in 8 bits."""
 
 from timm.layers import activations as timm_activations
-from torch import nn
+from torch import Tensor, nn
 from transformers import activations as transformers_activations
 
 from .activations import GatedActivation
@@ -86,6 +86,9 @@ class LeanSwish(SmoothActivation, timm_activations.Swish):
 
     gate = SILU
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
 
 @register_lean(nn.Hardswish)
 class LeanHardswish(SmoothActivation, nn.Hardswish):
@@ -99,6 +102,9 @@ class LeanTimmHardSwish(SmoothActivation, timm_activations.HardSwish):
     """timm's `HardSwish`."""
 
     gate = HARDSWISH
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
 
 @register_lean(timm_activations.QuickGELU)

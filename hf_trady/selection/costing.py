@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.utils import logging
 
+from ..calls import first_input
 from ..fake import NeedsValues, as_call, fake_copy, fake_inputs, fake_mode, running
 from ..layers import sparse_type, why_unsupported
 from ..matching import matches
@@ -111,7 +112,7 @@ def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Call
         calls = by_weight.setdefault(id(module.weight), _Calls(name, module))
 
         def record(module, args, kwargs, output, calls=calls):
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = first_input(args, kwargs)
             if not calls.inputs:
                 calls.position = next(next_position)
             versions = numbers.setdefault(x, {})
@@ -122,7 +123,7 @@ def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Call
         handles.append(module.register_forward_hook(record, with_kwargs=True))
     for module in model.modules():
         if isinstance(module, _DropoutNd) and module.p:
-            handles.append(module.register_forward_hook(_as_in_training))
+            handles.append(module.register_forward_hook(_as_in_training, with_kwargs=True))
     try:
         with _eval_mode(model), torch.no_grad():
             model(*args, **kwargs)
@@ -132,9 +133,9 @@ def _record_calls(model: nn.Module, args, kwargs, exclude_modules) -> list[_Call
     return list(by_weight.values())
 
 
-def _as_in_training(module: nn.Module, args, output: Tensor) -> Tensor:
+def _as_in_training(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
     """Another tensor than the input: in eval mode a dropout hands on what it is given."""
-    return output.view_as(output) if output is args[0] else output
+    return output.view_as(output) if output is first_input(args, kwargs) else output
 
 
 def _shared_inputs(calls: list[_Calls]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def gradients(make, shape, probe_of, calls=1):
     probe = layer.probe = probe_of(layer)
     sum((layer(x) * w).sum() for x, w in zip(inputs, weights, strict=True)).backward()
     layer.probe = None
-    handle = layer.register_forward_pre_hook(probe.see_input)
+    handle = layer.register_forward_pre_hook(probe.see_input, with_kwargs=True)
     for x in inputs:
         layer(x)
     handle.remove()
@@ -88,7 +88,7 @@ def test_moments_are_exact_where_the_input_is_the_same_everywhere():
     assert not probe.projects
     (layer(x) * weight).sum().backward()
     layer.probe = None
-    probe.see_input(layer, (x,))
+    probe.see_input(layer, (x,), {})
     assert torch.allclose(probe.norms(), channel_norms(plain, plain.weight.grad), rtol=1e-3)
 
 
@@ -96,7 +96,7 @@ def test_a_layer_that_no_gradient_came_to_has_none():
     layer = make_sparse(nn.Linear(3, 4))
     probe = Probe(layer, 2, torch.Generator())
     probe.begin()
-    probe.see_input(layer, (torch.ones(2, 3),))
+    probe.see_input(layer, (torch.ones(2, 3),), {})
     assert probe.norms().tolist() == [0, 0, 0]
 
 
@@ -115,7 +115,7 @@ def test_calls_without_gradients_are_looked_at_neither_time():
     probe = layer.probe = exact(layer)
     loss(layer, x).backward()
     layer.probe = None
-    handle = layer.register_forward_pre_hook(probe.see_input)
+    handle = layer.register_forward_pre_hook(probe.see_input, with_kwargs=True)
     loss(layer, x)
     handle.remove()
     assert torch.allclose(probe.norms(), channel_norms(plain, plain.weight.grad), rtol=1e-4)
