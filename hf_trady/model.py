@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .accounting import AccountedMixin
 from .calibration import CalibratedMixin
 from .config import TraDyConfig
 from .conversion import Conversion
+from .hooks import HookedMixin
 from .layers import ActiveChannels, SparseLayer, is_fully_sharded, is_sharded, reshard
-from .proxy import ModuleProxy
 from .rankings import find_ranking
 from .recalibration import recalibrate
 from .sampler import ChannelSampler
@@ -25,7 +24,6 @@ from .saving import (
     make_saveable,
     mark_touched,
     restore_state,
-    touch_changed,
 )
 from .selection import LayerRanking, SparsityReport
 from .targets import (
@@ -38,7 +36,7 @@ from .targets import (
 )
 
 
-class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
+class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
     """A model of which every epoch trains only as many input channels as a memory budget allows.
 
     The base model is changed in place, reversibly: its layers get a sparse backward and keep their Parameters and
@@ -272,71 +270,9 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, ModuleProxy):
 
     # ---- Parts of the above -------------------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict:
-        self._write_back()  # a copy goes by its weights
-        return super().__getstate__()
-
-    def _add_hooks(self) -> list[RemovableHandle]:
-        base_model = self.base_model
-        return [
-            base_model.register_forward_pre_hook(self._before_forward),
-            base_model.register_forward_hook(self._after_forward),
-            base_model.register_state_dict_pre_hook(self._before_state_dict),
-            base_model.register_load_state_dict_pre_hook(self._before_loading),
-            base_model.register_load_state_dict_post_hook(self._after_loading),
-            self.register_load_state_dict_pre_hook(self._to_own_keys),
-        ]
-
-    @torch.compiler.disable  # what it does to the channels depends on the draw
-    def _before_forward(self, module: nn.Module, args) -> None:
-        self._conversion.before_forward()
-        if self.active is not None:
-            # Under FSDP a call has written back before; `generate` gets here without one.
-            write_back = not (is_fully_sharded(self) and torch.is_grad_enabled())
-            self.active.attach(write_back, to_compile=self.is_compiled)
-
-    @torch.compiler.disable
-    def _after_forward(self, module: nn.Module, args, output) -> None:
-        self._conversion.after_forward()
-
-    def _before_part(self) -> None:
-        active = self._modules.get("active")
-        if active is not None and not is_fully_sharded(self):
-            active.attach(to_compile=self.is_compiled)
-
-    def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
-        if not is_fully_sharded(self):  # which not every process may be asked for
-            self._write_back()
-
-    def _before_loading(self, module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-        if is_fully_sharded(self):
-            raise ValueError(
-                "a model that fully_shard has split over processes takes no state dict; load it before you shard the "
-                "model, or call load_trained(path)"
-            )
-        self._write_back()
-        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        touch_changed(self._layers, self.touched, own)
-
-    def _after_loading(self, module: nn.Module, incompatible_keys) -> None:
-        if self.active is not None:
-            self.active.load()
-
-    def _to_own_keys(self, module: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-        """A module that this model is a part of loads what `state_dict` gave it: keys without our own parts."""
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            state_dict[f"{prefix}base_model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
-        if self.active is not None:
-            state_dict.update({f"{prefix}active.{key}": value for key, value in self.active.state_dict().items()})
-
     def _refuse_merged(self) -> None:
         if not self._hooks:
             raise ValueError("this model was merged and unloaded; wrap its base_model in a new TraDyModel")
-
-    def _write_back(self) -> None:
-        if self.active is not None:
-            reshard(self)
-            self.active.write_back()
 
     def _freeze(self) -> None:
         trained = set(self._whole_parameters().values())

@@ -238,8 +238,9 @@ def test_the_bound_is_exact_where_layers_have_equal_shares_of_weight():
 
 @given(tables())
 @settings(max_examples=50, deadline=None)
-def test_a_budget_for_everything_takes_everything(table):
+@pytest.mark.parametrize("more", [0, 2**70], ids=["just", "beyond int64"])
+def test_a_budget_for_everything_takes_everything(more, table):
     for strategy in map(strategy_of, WITHIN_BUDGET):
-        selection = drawn(strategy, table, table.total_units, 0, 0)
+        selection = drawn(strategy, table, table.total_units + more, 0, 0)
         assert cost(table, selection) == table.total_units
         assert weight(table, selection) == table.weight_units == max_weight_units(table, table.total_units)
