@@ -60,13 +60,13 @@ class TraDyConfig(PushToHubMixin):
         },
     )
     ranking_coverage: float = field(
-        default=0.97, metadata={"help": "Keep the top layers that cover this share of the total RGN."}
+        default=0.97, metadata={"help": "Keep the top layers of the targets that cover this share of their total RGN."}
     )
     num_layers: int | str | None = field(
         default=None,
         metadata={
-            "help": "Keep exactly this many top layers, whatever they cover; or 'budget': the fewest of which the "
-            "budget is at most a fifth, as 'medyate' does by default."
+            "help": "Keep exactly this many top layers of the targets, whatever they cover; or 'budget': the fewest "
+            "of which the budget is at most a fifth, as 'medyate' does by default."
         },
     )
     importance: str | None = field(

@@ -84,10 +84,11 @@ class ChannelSampler:
         return self.costs.subset(names)
 
     def _top_layers(self, importance: str) -> list[str]:
-        number = self.config.num_layers
+        number, is_narrowed = self.config.num_layers, self.config.target_modules != "all"
+        costs = self.costs.subset(self.targets) if is_narrowed else self.costs
         if number == "budget" or (number is None and self.strategy.layers_by_budget):
-            return self.layer_ranking.top_by_budget(self.costs, self.budget, importance)
-        return self.layer_ranking.top(self.config.ranking_coverage, number, importance)
+            return self.layer_ranking.top_by_budget(costs, self.budget, importance)
+        return self.layer_ranking.top(self.config.ranking_coverage, number, importance, costs if is_narrowed else None)
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """The channels of epoch `epoch`: layer name -> sorted indices, int64 `[n]`."""

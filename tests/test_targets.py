@@ -276,6 +276,26 @@ def test_an_unknown_strategy_is_refused_with_the_nearest_name():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "choice, pool",
+    [
+        ({}, ["depthwise"]),
+        ({"ranking_coverage": 1}, ["stem", "depthwise"]),
+        ({"num_layers": 1}, ["depthwise"]),
+        ({"num_layers": "budget"}, ["stem", "depthwise"]),
+        ({"strategy": "medyate"}, ["stem", "depthwise"]),
+    ],
+    ids=str,
+)
+def test_the_top_layers_are_those_of_the_targets(choice, pool):
+    inputs = image_batch(1)[0]
+    # Of the whole network, the hidden layer holds more than any share that is asked for.
+    ranking = ranking_of(wrap(conv_net(), inputs).costs, hidden=1e9, pointwise=1e6, depthwise=1e3)
+    config = TraDyConfig(0.3, target_modules=["stem", "depthwise"], **choice)
+    model = TraDyModel(conv_net(), config, inputs, ranking)
+    assert [row.name for row in model.pool] == pool and set(model.active_channels()) <= set(pool)
+
+
 @pytest.mark.parametrize("change", ["width", "missing", "too few layers", "no file"])
 def test_a_ranking_that_does_not_fit_is_refused_with_nothing_changed(change, tmp_path):
     net, inputs = conv_net(), image_batch(1)[0]

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,28 @@ class LayerRanking(PushToHubMixin):
         """Layer names, most important first."""
         return sorted(self.scores[importance], key=self.scores[importance].get, reverse=True)
 
-    def top(self, coverage: float = 0.97, num_layers: int | None = None, importance: str = "rgn") -> list[str]:
+    def top(
+        self,
+        coverage: float = 0.97,
+        num_layers: int | None = None,
+        importance: str = "rgn",
+        among: Container[str] | None = None,
+    ) -> list[str]:
         """The first K layers.
 
         Args:
             coverage: K is the smallest number of layers that hold this share of the total score.
             num_layers: K itself; overrides `coverage`.
             importance: The score to rank by.
+            among: Names of the layers to choose from, of whose total the share is; by default all of the ranking.
 
         Raises:
             ValueError: If `num_layers` exceeds the number of layers.
         """
-        names = self.layers(importance)
+        names = [name for name in self.layers(importance) if among is None or name in among]
         if num_layers is not None:
             if num_layers > len(names):
-                raise ValueError(f"num_layers={num_layers} is more than the {len(names)} layers of the ranking")
+                raise ValueError(f"num_layers={num_layers} is more than the {len(names)} layers to choose from")
             return names[:num_layers]
         scores = torch.tensor([self.scores[importance][name] for name in names], dtype=torch.float64)
         shares = scores.cumsum(0) / scores.sum().clamp_min(torch.finfo(scores.dtype).tiny)

@@ -80,6 +80,19 @@ def test_num_layers_overrides_coverage_and_is_refused_beyond_what_there_is(score
         ranking.top(num_layers=excess)
 
 
+@given(counts(), st.integers(1, 100), st.data())
+@settings(max_examples=100, deadline=None)
+def test_among_some_layers_the_top_is_that_of_a_ranking_of_these_alone(scores, percent, data):
+    ranking = ranking_with(scores)
+    some = data.draw(st.sets(st.sampled_from(list(ranking.shapes)), min_size=1))
+    alone = ranking.renamed({name: name for name in ranking.shapes if name in some})
+    assert ranking.top(percent / 100, among=some) == alone.top(percent / 100)
+    assert ranking.top(num_layers=len(some), among=some) == alone.layers()
+    assert ranking.top(percent / 100, among=ranking.shapes) == ranking.top(percent / 100)
+    with pytest.raises(ValueError, match=f"is more than the {len(some)} layers"):
+        ranking.top(num_layers=len(some) + 1, among=some)
+
+
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
 
