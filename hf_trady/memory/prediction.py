@@ -94,7 +94,8 @@ def predict_step(model: nn.Module, example_inputs: Any, setup: StepSetup | None 
         setup: Optimizer, loss, precision.
 
     Raises:
-        ValueError: If the model can't run on fake tensors, as its control flow depends on values, or nothing trains.
+        ValueError: If the model or the optimizer can't run on fake tensors, as its control flow depends on values, or
+            nothing trains.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False))
@@ -125,19 +126,26 @@ def run_step(
         beside: Bytes of trained channels that `model` keeps besides its Parameters and buffers.
 
     Raises:
-        ValueError: If the model can't run on fake tensors, as its control flow depends on values, or nothing trains.
+        ValueError: If the model or the optimizer can't run on fake tensors, as its control flow depends on values, or
+            nothing trains.
     """
     own = model if own is None else own
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("can't predict a training step: no parameter requires a gradient")
+    step = _Step(model, inputs, setup, own, trained)
     try:
         with running(mode), unpacked_sequences():
-            return _Step(model, inputs, setup, own, trained).run(beside)
+            return step.run(beside)
     except NeedsValues as error:
+        what, other_way = type(own).__name__, ""
+        if step.is_optimizing:
+            cls = setup.optimizer_cls
+            what = f"the optimizer {cls.__module__.partition('.')[0]}.{getattr(cls, '__name__', cls)}"
+            other_way = ", or take another optimizer (optim)"
         raise ValueError(
-            f"can't predict the memory of {type(own).__name__}: {error}; give "
-            "memory_budget as an int (elements) or a float (share of the network)"
+            f"can't predict the memory of {what}: {error}; give "
+            f"memory_budget as an int (elements) or a float (share of the network){other_way}"
         ) from error  # which may be the model's or the loss's own
     finally:
         for parameter in trained:
@@ -164,6 +172,7 @@ class _Step:
     def __init__(self, model: nn.Module, inputs: tuple[tuple, dict], setup: StepSetup, own: nn.Module, trained: list):
         self.model, self.inputs, self.setup, self.own, self.trained = model, inputs, setup, own, trained
         self.names = {module: name for name, module in own.named_modules()}
+        self.is_optimizing = False
         self.stack = [""]
         self.order: dict[str, None] = {}
         self.savers: dict[int, str] = {}  # id of a Storage -> name of the module that saved it first
@@ -207,10 +216,12 @@ class _Step:
     def _warm_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer, with the state that its first step makes."""
         # Left out: weights that no gradient reaches have no state in training either, but count here.
+        self.is_optimizing = True
         optimizer = self.setup.optimizer_cls(self.trained, **(self.setup.optimizer_kwargs or {}))
         for parameter in self.trained:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
+        self.is_optimizing = False
         if not self.setup.accumulates:
             optimizer.zero_grad()
         return optimizer

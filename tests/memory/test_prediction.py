@@ -87,6 +87,18 @@ def test_control_flow_that_depends_on_values_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_an_optimizer_that_goes_by_values_is_named_with_what_to_do():
+    class Wary(torch.optim.SGD):
+        def step(self, closure=None):
+            if self.param_groups[0]["params"][0].grad.norm() < 1e6:
+                super().step(closure)
+
+    message = r"memory of the optimizer tests.Wary: its control flow depends on values .*, or take another optimizer"
+    with pytest.raises(ValueError, match=message) as caught:
+        predict_step(two_layers(), torch.zeros(2, 8), StepSetup(Wary))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_error_of_the_loss_is_told_and_kept():
     def loss(output):
         raise RuntimeError("the loss is broken")
