@@ -159,8 +159,8 @@ class TraDyTrainer(SavingTrainer):
             The batch.
         """
         with aside(self):
-            if self.args.gradient_checkpointing and not self.is_in_train:  # in training, the Trainer has done so
-                model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+            if not self.is_in_train:  # in training, the Trainer has done so
+                _enable_checkpointing(model, self.args)
             dataloader = self.get_train_dataloader()
             batch = prepare_inputs(self, model, _longest(dataloader) if fits else _first(dataloader))
             inputs = self._call_inputs(batch)[0]
@@ -247,6 +247,16 @@ class TraDyTrainer(SavingTrainer):
 def _is_raw(model: TraDyModel) -> bool:
     """Whether the base model is no transformers model."""
     return not isinstance(model.base_model, PreTrainedModel)
+
+
+def _enable_checkpointing(model: nn.Module, args: TrainingArguments) -> None:
+    """Let `model` recompute activations where `args` say so, as [`~transformers.Trainer`] does before it trains."""
+    kind = "activation" if hasattr(args, "activation_checkpointing") else "gradient"  # older transformers call it so
+    if getattr(args, f"{kind}_checkpointing"):
+        kwargs = dict(getattr(args, f"{kind}_checkpointing_kwargs") or {})
+        not_torchs = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+        enable = getattr(model, f"{kind}_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(kwargs or None, **not_torchs)
 
 
 def _first(dataloader: Iterable) -> Mapping:

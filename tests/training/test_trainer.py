@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_trady import TraDyCallback, TraDyConfig, TraDyModel, TraDyTrainer
 from hf_trady.layers import read_channels
+from hf_trady.training.trainer import _enable_checkpointing
 
 from ..tiny import Rows, bert, conv_net, copy_of_state, different_keys, image_batch, token_batch
 from .runs import TASKS, arguments, drawn_channels, image_rows, make_trainer, token_dataset
@@ -313,3 +317,31 @@ def test_memory_is_measured_from_a_step_on_that_changes_nothing(tmp_path, monkey
     trainer.add_callback(Begin())
     trainer.train()
     assert len(called) > 1
+
+
+@pytest.mark.skipif(not hasattr(TrainingArguments, "activation_checkpointing"), reason="older transformers")
+def test_a_model_is_prepared_with_the_checkpointing_of_training(tmp_path):
+    kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}}
+    trainer = make_trainer(tmp_path, "bert", **kwargs)
+    trainer.prepare_model()
+    assert [layer.gradient_checkpointing for layer in trainer.model.bert.encoder.layer] == [True, False]
+    trainer.train()
+    assert [layer.gradient_checkpointing for layer in trainer.model.bert.encoder.layer] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["activation", "gradient"])
+@pytest.mark.parametrize(
+    "given, torchs, others",
+    [
+        (None, None, {}),
+        ({"use_reentrant": False}, {"use_reentrant": False}, {}),
+        ({"every_n_layers": 2, "offload": True}, None, {"every_n_layers": 2, "offload": True}),
+    ],
+)
+def test_checkpointing_goes_by_both_of_its_names(kind, given, torchs, others):
+    args = SimpleNamespace(**{f"{kind}_checkpointing": True, f"{kind}_checkpointing_kwargs": given})
+    for name in {kind, "gradient"}:  # a model of someone's own may know the older name alone
+        model = Mock(spec=[f"{name}_checkpointing_enable"])
+        _enable_checkpointing(model, args)
+        getattr(model, f"{name}_checkpointing_enable").assert_called_once_with(torchs, **others)
+    _enable_checkpointing(Mock(spec=[]), SimpleNamespace(**{f"{kind}_checkpointing": False}))
