@@ -71,6 +71,8 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
         layer_ranking: LayerRanking | None = None,
     ):
         super().__init__()
+        if not isinstance(config, TraDyConfig):
+            raise ValueError(f"config must be a TraDyConfig, not a {type(config).__name__}; pass TraDyConfig(...)")
         if any(isinstance(module, TraDyModel | SparseLayer) for module in base_model.modules()):
             raise ValueError("base_model is already a TraDyModel; pass the plain model, or merge_and_unload() first")
         self.trady_config = copy.deepcopy(config)  # one that is changed later must not change the draws
@@ -144,6 +146,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
         """
         self._refuse_merged()
         self._sampler.refuse_unready()
+        self._sampler.refuse_number(epoch)
         if optimizer is not None:
             self.refuse_early(optimizer)
         if epoch != self.epoch and self._sampler.differs(epoch, self.epoch):
@@ -169,6 +172,7 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
 
         Call it after the backward and before the optimizer's step; [`TraDyCallback`] does.
         """
+        self._sampler.refuse_unready()
         self._sampler.observe(self.active.selection, self.active.gradient_norms)
 
     def active_channels(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ class ChannelSampler:
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """The channels of epoch `epoch`: layer name -> sorted indices, int64 `[n]`."""
         self.refuse_unready()
+        self.refuse_number(epoch)
         units = self.budget_of(epoch) - self.bias_units
         return draw(self.strategy, self.pool, units, self.config.seed, epoch, self.scores)
 
@@ -185,6 +187,11 @@ class ChannelSampler:
                 f"strategy '{self.config.strategy}' needs a layer ranking; pass layer_ranking, call "
                 "measure(dataloader), or train with TraDyTrainer, which measures one"
             )
+
+    def refuse_number(self, epoch: int) -> None:
+        """Raise a ValueError if no draw can have the number `epoch`."""
+        if not isinstance(epoch, Integral) or epoch < 0:
+            raise ValueError(f"epoch={epoch!r} is not allowed; it must be the number of a draw, an int of at least 0")
 
     def refuse_unready(self) -> None:
         """Raise a ValueError if no channels can be drawn yet."""

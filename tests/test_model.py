@@ -283,3 +283,28 @@ def test_a_ranking_that_leaves_only_dear_layers_is_refused_and_changes_nothing()
     cheap = min(costs, key=lambda row: row.space)
     model.set_layer_ranking(ranking_of(costs, **{cheap.name: 9.0}))
     assert set(model.active_channels()) == {cheap.name}
+
+
+def test_what_is_no_config_is_refused_with_nothing_changed():
+    net = conv_net()
+    before = anatomy(net)
+    with pytest.raises(ValueError, match=r"^config must be a TraDyConfig, not a dict; pass TraDyConfig\(...\)$"):
+        TraDyModel(net, {"memory_budget": 0.1})
+    assert anatomy(net) == before
+
+
+@pytest.mark.parametrize("strategy", ["dynamic_full_random", "static_full_random", "medyate"])
+@pytest.mark.parametrize("epoch", [-1, 1.5, None])
+def test_a_draw_of_no_number_is_refused_with_nothing_changed(strategy, epoch):
+    model = wrap(conv_net(), image_batch(1)[0], strategy=strategy)
+    model.set_layer_ranking(ranking_of(model.costs))
+    channels, scores = model.active_channels(), model.channel_scores
+    for call in (model.resample, model.draw):
+        with pytest.raises(ValueError, match=rf"^epoch={epoch} is not allowed; it must be the number of a draw"):
+            call(epoch)
+    assert model.epoch == 0 and same_draw(model.active_channels(), channels) and model.channel_scores is scores
+
+
+def test_gradients_of_channels_that_are_not_drawn_yet_are_not_observed():
+    with pytest.raises(ValueError, match="costs of channels are unknown yet; pass example_inputs or call calibrate"):
+        TraDyModel(conv_net(), TraDyConfig(strategy="medyate")).observe()
