@@ -1,7 +1,7 @@
 """Measures the gradient of every input channel, by a pass that changes nothing."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -167,8 +167,10 @@ def batches_of(dataloader: Iterable) -> Iterator:
     """Batches of `dataloader`, over and over.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or if it is a batch itself.
     """
+    if isinstance(dataloader, Mapping | Tensor):
+        raise ValueError(f"a dataloader yields batches, and a {type(dataloader).__name__} is one; pass [batch]")
     while True:
         empty = True
         for batch in dataloader:
@@ -178,18 +180,30 @@ def batches_of(dataloader: Iterable) -> Iterator:
             raise ValueError("can't rank layers: the dataloader is empty")
 
 
-def refuse_not_finite(loss: Tensor, step: int, advice: str) -> None:
-    """Raise a ValueError if `loss` is not finite."""
+def refuse_not_finite(loss: Tensor | None, step: int, advice: str) -> None:
+    """Raise a ValueError if `loss` is not finite, or if there is none."""
+    if loss is None:
+        raise ValueError("can't rank layers: the model gives no loss; give batches with labels, or compute_loss")
     if not math.isfinite(loss.item()):
         raise ValueError(f"can't rank layers: the loss is {loss.item()} at step {step + 1}; {advice}")
 
 
-def default_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The model's own loss for a batch of keywords; cross-entropy for `(inputs, labels)`."""
-    if isinstance(batch, tuple | list):
+def default_loss(model: nn.Module, batch: Any) -> Tensor | None:
+    """The model's own loss for a batch of keywords, None if it gives none; cross-entropy for `(inputs, labels)`.
+
+    Raises:
+        ValueError: If `batch` is neither.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch
         return F.cross_entropy(model(inputs), labels)
-    return model(**batch).loss
+    if not isinstance(batch, Mapping):
+        what = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+        raise ValueError(
+            f"a batch must be (inputs, labels) or a dict of keywords, not a {what}; for a single batch pass [batch], "
+            "for others compute_loss"
+        )
+    return getattr(model(**batch), "loss", None)
 
 
 @contextmanager

@@ -8,7 +8,18 @@ from torch import nn
 from hf_trady import cost_table, rank_layers
 
 from ..layers.against_autograd import gradient_slice
-from ..tiny import MODELS, conv_net, copy_of_state, different_keys, image_batch, inputs_of, loss_of, wrap
+from ..tiny import (
+    MODELS,
+    bert,
+    conv_net,
+    copy_of_state,
+    different_keys,
+    image_batch,
+    inputs_of,
+    loss_of,
+    token_batch,
+    wrap,
+)
 
 
 every_model = pytest.mark.parametrize("make, batch", MODELS.values(), ids=MODELS)
@@ -190,6 +201,30 @@ def test_an_empty_dataloader_is_refused():
     with pytest.raises(ValueError, match="dataloader is empty"):
         rank(model, [])
     assert situation(model) == before
+
+
+@pytest.mark.parametrize(
+    "make, batches, message",
+    [
+        (bert, [{"input_ids": torch.ones(2, 3).long()}], "the model gives no loss; give batches with labels"),
+        (bert, token_batch(), r"a dataloader yields batches, and a dict is one; pass \[batch\]"),
+        (conv_net, BATCHES[0][0], r"a dataloader yields batches, and a Tensor is one; pass \[batch\]"),
+        (conv_net, BATCHES[0], r"a batch must be .*, not a Tensor; for a single batch pass \[batch\]"),
+        (conv_net, [(*BATCHES[0], None)], r"a batch must be \(inputs, labels\) .*, not a tuple of 3"),
+        (conv_net, [BATCHES[0][:1]], r"a batch must be \(inputs, labels\) .*, not a tuple of 1"),
+    ],
+)
+def test_batches_that_give_no_loss_are_refused_in_one_line(make, batches, message):
+    model = make()
+    before, state = situation(model), copy_of_state(model)
+    with pytest.raises(ValueError, match=message) as error:
+        rank(model, batches)
+    assert "\n" not in str(error.value)
+    assert situation(model) == before and different_keys(copy_of_state(model), state) == []
+    wrapped = wrap(model, next(iter(BATCHES))[0] if make is conv_net else token_batch())
+    for how in ("at_once", "in_parts", "projected"):
+        with pytest.raises(ValueError, match=message):
+            wrapped.measure(batches, how=how, disable_tqdm=True)
 
 
 def test_a_shared_weight_is_ranked_once():
