@@ -42,7 +42,8 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
         the same tensor, and their kind can keep it once (fully connected layers do, convolutions don't).
 
     Raises:
-        ValueError: If the model would have to run but is on the meta device, or if its forward calls no layer.
+        ValueError: If the batch is empty, if the model would have to run but is on the meta device, or if its forward
+            calls no layer.
 
     Example:
         >>> table = cost_table(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(1, 3, 16, 16))
@@ -77,9 +78,16 @@ def cost_table(model: nn.Module, example_inputs: Any, exclude_modules: str | Ite
 
 
 def find_samples(example_inputs: Any) -> int:
-    """Number of samples in a batch: the first dimension of its first tensor."""
+    """Number of samples in a batch: the first dimension of its first tensor.
+
+    Raises:
+        ValueError: If there is none.
+    """
     args, kwargs = as_call(example_inputs)
-    return find_batch_size(kwargs or args)
+    samples = find_batch_size(kwargs or args)
+    if not samples:
+        raise ValueError("example_inputs hold no sample; give a batch of at least one")
+    return samples
 
 
 @dataclass

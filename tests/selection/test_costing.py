@@ -348,3 +348,9 @@ def test_costs_of_output_channels_fit_no_input_channels_nor_the_other_way():
         table.by_output(layers).check(layers)
     with pytest.raises(ValueError, match="costs are of input channels; here, output channels of 'square' train"):
         table.check(layers, by_output=True)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(0, 3, 12, 12), {"x": torch.zeros(0, 3, 12, 12)}], ids=str)
+def test_a_batch_without_a_sample_is_refused(inputs):
+    with pytest.raises(ValueError, match=r"^example_inputs hold no sample; give a batch of at least one$"):
+        cost_table(nn.Conv2d(3, 4, 3), inputs)
