@@ -19,7 +19,7 @@ from .config import TraDyConfig
 from .fake import fake_copy, fake_mode
 from .files import write_text
 from .markup import html_table
-from .memory import KINDS, MIB, FittedBudget, StepMemory, StepSetup, fit_bytes, parse_budget
+from .memory import KINDS, MIB, FittedBudget, StepMemory, StepSetup, fit_bytes, parse_budget, readable
 from .model import TraDyModel
 from .selection.costing import find_samples
 from .trial import DrawTrials
@@ -221,10 +221,11 @@ def max_batch_size(
         raise ValueError("max_batch_size needs example_inputs: a batch of any size")
     trials, _ = _trials(model, config, example_inputs, setup)
     trady: TraDyModel = trials.model
-    limit = trady.byte_budget if budget is None else parse_budget(budget).value
-    if limit is None or (budget is not None and parse_budget(budget).kind != "bytes"):
-        raise ValueError(f"budget={budget!r} is not allowed; it must be bytes such as '256MiB'")
-    limit = int(limit * (1 - trials.setup.reserve))
+    given = parse_budget(trady.trady_config.memory_budget if budget is None else budget)
+    if given.kind != "bytes":
+        what = f"memory_budget={given.value}" if budget is None else f"budget={budget!r}"
+        raise ValueError(f"{what} is no size; to find the largest batch, give a budget in bytes such as '256MiB'")
+    limit = int(given.value * (1 - trials.setup.reserve))
     fitted = trady.fitted or (FittedBudget(trady.budget) if trady.byte_budget is None else None)
 
     def peak(samples: int) -> int:
@@ -233,7 +234,7 @@ def max_batch_size(
 
     one = peak(1)
     if one > limit:
-        raise ValueError(f"not even one sample fits into {_mib(limit)} MiB: a step of one takes {_mib(one)} MiB")
+        raise ValueError(f"not even one sample fits into {readable(limit)}: a step of one takes {readable(one)}")
     return largest(peak, limit, most)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_trady import TraDyConfig, TraDyModel, max_batch_size, plan
-from hf_trady.memory import FITTED_NAME, FittedBudget, StepSetup
+from hf_trady.memory import FITTED_NAME, FittedBudget, StepSetup, readable
 from hf_trady.training.checkpoints import seal
 from hf_trady.trial import DrawTrials
 
@@ -147,3 +147,28 @@ def test_layers_that_train_together_or_never_alone_are_fitted_too(kind, fields):
     model = wrap(make(), inputs_of(batch), str(error.value).split("'")[-2], **fields)
     assert model.report().active_channels >= 1
     assert all(loss == loss for loss in train(model, batch))
+
+
+def test_what_is_less_than_a_mib_is_told_in_kib():
+    with pytest.raises(ValueError, match=r"fits into 1\.00 KiB: a step of one takes [1-9]\d*\.\d\d KiB$"):
+        max_batch_size(conv_net(), TraDyConfig(0.2, "dynamic_full_random"), IMAGES, "1KiB")
+    with pytest.raises(ValueError, match=r"^memory_budget of 1\.00 KiB is impossible"):
+        wrap(conv_net(), IMAGES, "1KiB")
+    assert [readable(size) for size in (0, 2**20 - 1, 2**20, 3 * 2**29)] == [
+        "0.00 KiB", "1,024.00 KiB", "1.00 MiB", "1,536.00 MiB",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget, shown", [(None, "memory_budget=0.2"), (0.5, "budget=0.5"), (100, "budget=100")])
+def test_the_largest_batch_is_that_of_a_budget_in_bytes(budget, shown):
+    config = TraDyConfig(memory_budget=0.2, strategy="dynamic_full_random")
+    with pytest.raises(ValueError, match=f"^{shown} is no size; .* give a budget in bytes such as '256MiB'$"):
+        max_batch_size(conv_net(), config, IMAGES, budget)
+
+
+def test_no_batch_is_planned_for():
+    config = TraDyConfig(memory_budget=0.2, strategy="dynamic_full_random")
+    for model, given in ((conv_net(), config), (wrap(conv_net(), IMAGES), None)):
+        for ask in (plan, max_batch_size):
+            with pytest.raises(ValueError, match="example_inputs hold no sample"):
+                ask(model, given, IMAGES[:0], **({"budget": "1MiB"} if ask is max_batch_size else {}))

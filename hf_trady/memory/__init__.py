@@ -1,5 +1,5 @@
 from .budget import Budget, parse_budget
-from .fitting import FITTED_NAME, MIB, FittedBudget, fit_bytes, reserved_share
+from .fitting import FITTED_NAME, MIB, FittedBudget, fit_bytes, readable, reserved_share
 from .prediction import KINDS, PHASES, StepMemory, StepSetup, predict_step, run_step
 from .tracker import PeakTracker
 from .verdict import verdict
@@ -18,6 +18,7 @@ __all__ = [
     "fit_bytes",
     "parse_budget",
     "predict_step",
+    "readable",
     "reserved_share",
     "run_step",
     "verdict",

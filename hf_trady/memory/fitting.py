@@ -124,7 +124,7 @@ def fit_bytes(trials: Trials, budget: int, reserve: float = 0.0, tolerance: floa
     floor = trials.path_peak(last)
     if floor > budget * (1 - reserve):
         raise ValueError(
-            f"memory_budget of {budget / MIB:,.2f} MiB is impossible: one channel of the last layer, "
+            f"memory_budget of {readable(budget)} is impossible: one channel of the last layer, "
             f"'{trials.layers[last]}', takes more; the smallest that works is '{_mib_up(floor / (1 - reserve))}MiB'"
         )
     budget = int(budget * (1 - reserve))
@@ -175,6 +175,11 @@ def _most_units(trials: Trials, path: int, budget: int, first: int, tolerance: f
         else:
             high, high_peak = guess, peak
     return low, low_peak if tried else trials.draw_peak(low, first)
+
+
+def readable(size: float) -> str:
+    """`size` bytes in MiB, or in KiB where there is less than one."""
+    return f"{size / MIB:,.2f} MiB" if size >= MIB else f"{size / 2**10:,.2f} KiB"
 
 
 def _mib_up(size: float) -> str:
