@@ -1,8 +1,22 @@
-"""What a Trainer refuses late, or by a traceback: tried before anything is loaded."""
+"""What is refused late, or by a traceback, if at all: tried before anything is loaded."""
+
+from typing import Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
+
+
+def check_counts(args: Any, *names: str) -> None:
+    """Refuse attributes of `args` that count something and are below 1; None is fine.
+
+    Raises:
+        ValueError: Names the first.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is not allowed; it must be at least 1")
 
 
 def check_training_arguments(args: TrainingArguments) -> None:

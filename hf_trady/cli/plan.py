@@ -30,6 +30,7 @@ from ..memory import StepSetup, parse_budget, reserved_share
 from ..planner import max_batch_size, plan
 from ..plots import plot_memory
 from .arguments import VerbParser
+from .checks import check_counts
 from .config import TraDyArguments
 from .models import ModelArguments
 
@@ -81,6 +82,12 @@ def run(model_args: ModelArguments, config: TraDyArguments, args: PlanArguments)
         The exit code, 0, or 1 if no draw stays inside the budget; and the plan.
     """
     config = TraDyConfig.from_dict(config.to_dict())
+    check_counts(args, "batch_size", "image_size", "seq_length", "num_labels")
+    budget = parse_budget(config.memory_budget)
+    if args.find_batch_size and budget.kind != "bytes":
+        raise ValueError(
+            f"find_batch_size needs a budget in bytes, such as --memory_budget 256MiB, not {config.memory_budget}"
+        )
     model, inputs = _load(model_args, args, config.revision)
     model = model.to(_dtype(args.dtype))
     if args.gradient_checkpointing:
@@ -89,13 +96,16 @@ def run(model_args: ModelArguments, config: TraDyArguments, args: PlanArguments)
         model.gradient_checkpointing_enable({"use_reentrant": False})
     training = TrainingArguments(output_dir=args.output_dir or "unused", optim=args.optim, report_to="none")
     optimizer = Trainer.get_optimizer_cls_and_kwargs(training)
-    budget = parse_budget(config.memory_budget)
     setup = StepSetup(
         *optimizer,
         autocast_dtype=torch.bfloat16 if args.bf16 else None,
         reserve=reserved_share(budget.value if budget.kind == "bytes" else None, training.device),
     )
-    found = plan(model, config, inputs, setup=setup)
+    try:
+        found = plan(model, config, inputs, setup=setup)
+    except AssertionError as error:  # by which networks of timm refuse a size
+        name, reason = model_args.model_name_or_path, str(error).rstrip(".")
+        raise ValueError(f"{name} doesn't take such a batch: {reason}; give another image_size") from error
     print(found)
     result = found.to_dict()
     if args.find_batch_size:

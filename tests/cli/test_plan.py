@@ -38,6 +38,16 @@ def test_a_directory_with_nothing_but_a_config_is_enough(tmp_path, capsys, confi
     [
         (["--memory_budget", "1KiB"], "impossible"),
         (["--dtype", "int8"], "dtype='int8'"),
+        (["--batch_size", "0"], "batch_size=0 is not allowed; it must be at least 1"),
+        (["--batch_size", "-3"], "batch_size=-3 is not allowed"),
+        (["--image_size", "0"], "image_size=0 is not allowed"),
+        (["--seq_length", "0"], "seq_length=0 is not allowed"),
+        (["--num_labels", "0"], "num_labels=0 is not allowed"),
+        (["--memory_budget", "0.1", "--find_batch_size"], "in bytes, such as --memory_budget 256MiB, not 0.1"),
+        (
+            ["--model_name_or_path", "test_vit", "--image_size", "33"],
+            "doesn't take such a batch: Input height (33) should be divisible by patch size (16); give another",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(capsys, arguments, message):
