@@ -19,6 +19,17 @@ def check_counts(args: Any, *names: str) -> None:
             raise ValueError(f"{name}={value} is not allowed; it must be at least 1")
 
 
+def check_lists(args: Any, *names: str) -> None:
+    """Refuse attributes of `args` that are lists and have no entry.
+
+    Raises:
+        ValueError: Names the first.
+    """
+    for name in names:
+        if not getattr(args, name):
+            raise ValueError(f"{name} is an empty list; give one value at least, or leave {name} out for its default")
+
+
 def check_training_arguments(args: TrainingArguments) -> None:
     """Try the integrations that `args` reports to, and its learning rate schedule.
 

@@ -25,7 +25,7 @@ from ..comparison.report import markdown
 from ..config import TraDyConfig
 from ..memory import MIB
 from .arguments import VerbParser
-from .checks import check_training_arguments
+from .checks import check_lists, check_training_arguments
 from .config import TraDyArguments
 from .data import Data, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
@@ -98,6 +98,7 @@ def run(
 ) -> tuple[int, dict]:
     """Do the runs that are missing, then write and print the report; returns the exit code and the rows of it."""
     check_training_arguments(training_args)
+    check_lists(args, "methods", "seeds", "learning_rates")
     for method in args.methods:
         parse_method(method)
     budgets = [TraDyConfig(memory_budget=_number(text)).memory_budget for text in args.memory_budgets]

@@ -23,6 +23,7 @@ from ..files import write_text
 from ..selection import GradientRecord, LayerRanking, cost_table, measure_gradients
 from ..targets import find_heads, find_layers
 from .arguments import VerbParser
+from .checks import check_lists
 from .data import DataArguments, ManyDataArguments, load_data
 from .models import ModelArguments, load_datasets, make_model
 from .stage import Stage
@@ -63,6 +64,7 @@ def run(model_args: ModelArguments, data_args: ManyDataArguments, args: RankArgu
     Returns:
         The exit code and what agreement.json holds, with the scores of the common ranking.
     """
+    check_lists(args, "seeds")
     logging.set_verbosity_error()
     records = {}
     with Stage() as stage:

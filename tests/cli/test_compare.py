@@ -56,6 +56,12 @@ def test_other_settings_and_unknown_methods_are_refused_before_anything_is_train
     assert "was made with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["methods", "seeds", "learning_rates"])
+def test_a_grid_of_no_runs_is_refused(text_run, tmp_path, capsys, name):
+    assert compare(text_run, tmp_path, f"--{name}") == 2
+    assert f"trady compare: {name} is an empty list; give one value at least" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_is_no_bad_argument(image_run, tmp_path, capsys):
     arguments = ["--methods", "trady", "--memory_budgets", "1", "--seeds", "0"]
     assert compare(image_run, tmp_path, *arguments) == 1

@@ -43,3 +43,10 @@ def test_a_measurement_that_fails_is_no_bad_argument(text_run, tmp_path, capsys)
     assert rank(text_run, tmp_path, "--learning_rate", "1e30") == 1
     assert "trady rank: can't rank layers" in capsys.readouterr().err.strip().splitlines()[-1]
     assert rank(text_run, tmp_path, "--text_column_name", "body") == 2
+
+
+def test_no_seed_is_refused(text_run, tmp_path, capsys):
+    assert rank(text_run, tmp_path, "--seeds") == 2
+    assert capsys.readouterr().err.strip() == (
+        "trady rank: seeds is an empty list; give one value at least, or leave seeds out for its default"
+    )
