@@ -31,11 +31,22 @@ def check_lists(args: Any, *names: str) -> None:
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Try the integrations that `args` reports to, and its learning rate schedule.
+    """Look whether `args` let anything be trained, and on the labels that data is loaded with; try the integrations
+    that it reports to, and its learning rate schedule.
 
     Raises:
-        ValueError: If one can't be used; says why.
+        ValueError: If not, or if one can't be used; says why.
     """
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs} is not allowed, as nothing would be trained; it must be above "
+            "0, or else max_steps"
+        )
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"label_names={args.label_names} is not allowed, as any data is loaded with its labels as 'labels'; leave "
+            "it out"
+        )
     for callback in get_reporting_integration_callbacks(args.report_to):
         try:
             callback()

@@ -37,6 +37,7 @@ class TrainArguments(TrainingArguments):
     """TrainingArguments with the defaults of an interactive run: an evaluation and a log each epoch."""
 
     output_dir: str = field(default="runs/trady", metadata={"help": "Where the run is written."})
+    do_train: bool = field(default=True, metadata={"help": "Only true is allowed."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
@@ -57,6 +58,8 @@ def make_trainer(
 ) -> TraDyTrainer:
     """The Trainer of a run, with its model and its data."""
     check_training_arguments(training_args)
+    if not training_args.do_train:
+        raise ValueError("do_train=False is not allowed, as this command trains; leave it out")
     config.seed = training_args.seed
     set_seed(training_args.seed)
 

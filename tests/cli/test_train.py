@@ -117,6 +117,9 @@ def test_resume_gives_the_same_model(text_run, tmp_path):
         (["--report_to", "tensorboard", "clearml"], ["report_to=['tensorboard', 'clearml']", "pip install clearml"]),
         (["--lr_scheduler_kwargs", '{"foo": 1}'], ["lr_scheduler_kwargs={'foo': 1}", "linear", "argument 'foo'"]),
         (["--lr_scheduler_type", "warmup_stable_decay"], ["lr_scheduler_kwargs", "num_decay_steps"]),
+        (["--num_train_epochs", "0"], ["num_train_epochs=0.0", "nothing would be trained", "max_steps"]),
+        (["--label_names", "foo"], ["label_names=['foo']", "'labels'", "leave it out"]),
+        (["--do_train", "False"], ["do_train=False", "leave it out"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(text_run, tmp_path, capsys, arguments, words):
