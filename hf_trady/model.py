@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .accounting import AccountedMixin
 from .calibration import CalibratedMixin
@@ -34,6 +35,9 @@ from .targets import (
     refuse_quantization,
     select_targets,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
@@ -123,6 +127,11 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
                 raise
 
     def __call__(self, *args, **kwargs):
+        if self.active is None and self._hooks and self.training and torch.is_grad_enabled():
+            logger.warning_once(
+                "No channels are active, so only the head trains: this model doesn't know yet what it draws from. "
+                "Pass example_inputs or call calibrate(batch) before you make the optimizer, or use a TraDyTrainer."
+            )
         if is_fully_sharded(self):
             self._write_back()  # before the hooks of FSDP, which gather the weights
         return super().__call__(*args, **kwargs)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from transformers.utils import logging
 
 from hf_trady import TraDyConfig, TraDyModel
 
@@ -154,6 +155,15 @@ def test_an_optimizer_that_lacks_the_active_channels_is_refused():
         model.resample(1, early)
     assert model.epoch == 0
     model.resample(1, sgd(model))
+
+
+def test_a_training_in_which_no_channel_can_be_active_is_warned_of(caplog):
+    logging.warning_once.cache_clear()
+    model = TraDyModel(conv_net(), TraDyConfig(0.3, "dynamic_full_random"))
+    for mode, grad, warnings in [(False, True, 0), (True, False, 0), (True, True, 1)]:
+        with torch.set_grad_enabled(grad):
+            model.train(mode)(image_batch()[0])
+        assert caplog.text.count("No channels are active, so only the head trains") == warnings
 
 
 def test_a_merged_model_is_no_more_and_leaves_the_plain_one_alone(tmp_path):
