@@ -116,7 +116,8 @@ class ActiveChannels(nn.Module):
 
         Always, rather than when the Parameter's version says that it changed: fused optimizers don't advance it.
         """
-        changed = {name for name, version in self._versions.items() if version not in (None, self._version(name))}
+        versions = self._current_versions()  # which writing below, through `.data`, leaves as they are
+        changed = {name for name, version in self._versions.items() if version not in (None, versions[name])}
         for name in changed:
             mark(self.touched, name, torch.ones(num_channels(self.layers[name][0]), dtype=torch.bool))
         for names, parameter in zip(self.groups, self.flat, strict=True):
@@ -125,7 +126,7 @@ class ActiveChannels(nn.Module):
                     part.copy_(read_channels(self.layers[name][0], self.selection[name]))
                 else:
                     write_channels(self.layers[name][0], self.selection[name], part)
-        self._versions = self._current_versions()
+        self._versions = versions
 
     def attach(self, write_back: bool = True, to_compile: bool = False) -> None:
         """Prepare a forward: write the values back, unless told not to, and, if gradients are on, hand each layer its
