@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from strategies import BUDGETS, NETWORKS, RESULTS
+from strategies import BUDGETS, METHODS, NETWORKS, RESULTS
 from strategies_pairs import TITLES, accuracies, as_text, compare, is_image, only
 
 from hf_trady.comparison import Results, Run, summary
@@ -36,6 +36,17 @@ def in_short(results: dict[Run, dict]) -> str:
     ]
     for other in ("informed", "static_rgn", "lora", "full", "head_only"):
         found = (as_text(*compare(part, "trady", other, BUDGETS)) for part in _parts(results))
+        lines.append(f"| `trady` - {other} | {' | '.join(found)} |")
+    lines += [
+        "",
+        f"At the smallest budget, {BUDGETS[0]:g}, alone:",
+        "",
+        "| | all | images | texts |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    run = {one.method for one in results if one.budget in (None, BUDGETS[0])}
+    for other in (method for method in METHODS if method in run - {"trady"}):
+        found = (as_text(*compare(part, "trady", other, BUDGETS[:1])) for part in _parts(results))
         lines.append(f"| `trady` - {other} | {' | '.join(found)} |")
     return "\n".join(lines)
 
