@@ -217,13 +217,6 @@ class TraDyModel(CalibratedMixin, AccountedMixin, PretrainedMixin, HookedMixin):
         finally:
             self.train(was_training)
 
-    def compile(self, *args, **kwargs) -> None:
-        """Compile the calls of the base model, by the arguments of `torch.compile`.
-
-        A redraw compiles nothing anew. A step then holds a copy of the active channels' weights.
-        """
-        super().compile(*args, **kwargs)
-
     def state_dict(self, *args, **kwargs):
         """The state dict of the base model, with its keys, as safetensors takes it: every tensor contiguous, a copy
         for each further name of a tied weight. `keep_vars=True` gives the Parameters as they are."""

@@ -72,7 +72,10 @@ class ModuleProxy(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def compile(self, *args, **kwargs) -> None:
-        """Compile the calls of the base model."""
+        """Compile the calls of the base model, by the arguments of `torch.compile`.
+
+        A redraw compiles nothing anew. A step then holds a copy of the active channels' weights.
+        """
         self.base_model.compile(*args, **kwargs)
 
     @property
